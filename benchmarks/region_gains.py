@@ -3,22 +3,23 @@ fixed weights, are its regions planted areas, the same ones in every person, and
 cost what its area carries?
 
     braingen simulate --config simulated_hard
-    python benchmarks/region_gains.py --subjects 1,2,3,4 --sessions 4
+    python benchmarks/region_gains.py --sessions 10
 
 Training images alone: two folds of five are left out in turn; test images have no part.
 
+areas      adjusted mutual information of regions and planted areas, of voxels with signal: of
+           shared regions (`shared_regions`, of everybody's training images), of those of one person
+           alone, and of groups of voxels with the same tuning, where `BrainMoERegions` starts.
+agreement  of the voxels of a region, the shares of the areas; correlated between two people over
+           all regions of the same number and areas. Baseline: numbers shuffled. Best possible: by
+           pairing regions by these shares themselves.
 decoding   cosine around the training mean and retrieval among a fold's images, presentations
            averaged; 95 % intervals over images. *Planted areas*: the same with the planted areas
            for regions.
-areas      adjusted mutual information of regions and planted areas, of voxels with signal; before:
-           groups of voxels with the same tuning, which is where `BrainMoERegions` starts.
-agreement  regions of two people, found in all training images, are paired by the mean and by the
-           second moments of their voxels' tuning, which know no truth; then, of the voxels of a
-           region, the shares of the areas, correlated between the two over all regions and areas.
-           Baseline: pairs at random. Best possible: pairs by these shares themselves.
-silencing  what a region carries: squared planted weights of its voxels on every group of content;
-           what silencing costs: loss of the correlation of decoded and true content, by group. Both
-           around their means over regions and groups, correlated. Baseline: regions shuffled.
+silencing  what a shared region carries: squared planted weights of its voxels on every group of
+           content; what silencing costs: loss of the correlation of decoded and true content, by
+           group. Both around their means over regions and groups, correlated; of every fold.
+           Baseline: regions shuffled.
 
 N images, T trials, V voxels, A regions, C groups of content, K dimensions of tuning.
 """
@@ -47,13 +48,15 @@ from braingen.encoding_model.banded_ridge import candidate_scales
 from braingen.encoding_model.features import FeatureSpaces
 from braingen.encoding_model.library import Inverse, Library
 from braingen.encoding_model.model import EncodingModel
-from braingen.encoding_model.responses import average_array
+from braingen.encoding_model.responses import AveragedResponses, average_array
+from braingen.encoding_model.shared_regions import PersonVoxels, shared_regions
 from braingen.encoding_model.voxel_space import shared_space
 from braingen.evaluation.uncertainty import mean_interval
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.files import write_json
 from braingen.simulation.hard_world.dataset import load_hard_scenes
 from braingen.simulation.hard_world.scene_features import content_groups
+from braingen.training.linear_fit import REFERENCE_IMAGES
 
 FOLDS, OF, SHUFFLES = 2, 5, 200
 
@@ -74,13 +77,25 @@ class Person(NamedTuple):
     """Voxels with signal."""
 
 
+class Known(NamedTuple):
+    """One person's images of some folds, and the encoding model that is fitted to them."""
+
+    features: dict[str, np.ndarray]
+    averaged: AveragedResponses
+    row_T: np.ndarray
+    response_TV: np.ndarray
+    model: EncodingModel
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Responses of trials."""
+        return self.response_TV[rows]
+
+
 class Fit(NamedTuple):
     """Of the images of some folds."""
 
     model: EncodingModel
     gains: region_gains.RegionGains
-    tuning_V: np.ndarray
-    """Groups of voxels with the same tuning."""
 
 
 def load(config: Config, subject: int) -> Person:
@@ -106,29 +121,59 @@ def load(config: Config, subject: int) -> Person:
     )
 
 
-def fit(person: Person, known_N: np.ndarray, regions: int, planted: bool = False) -> Fit:
-    """Fit encoding model and gains to some images."""
+def fit_model(person: Person, known_N: np.ndarray) -> Known:
+    """Fit the encoding model to some images."""
     place_N = np.cumsum(known_N) - 1
     kept_T = known_N[person.row_T]
     response_TV, row_T = person.response_TV[kept_T], place_N[person.row_T[kept_T]]
     features = {band: values[known_N] for band, values in person.features.items()}
-    known, scales_CB = average_array(response_TV, row_T), candidate_scales(len(features), 0)
-    model = EncodingModel.fit(features, known, scales_CB)
-    tuning = torch.from_numpy(model.embed_voxels(shared_space([model], features)))
-    weight_V = torch.from_numpy(np.maximum(model.explained_V, 1e-3) ** 2)
-    tuning_V = (tuning @ spherical_groups(tuning, weight_V, regions).T).argmax(1).numpy()
-    areas = np.unique(person.area_V, return_inverse=True)[1] if planted else None
-    gains = region_gains.fit_region_gains(
-        features,
-        known,
-        row_T,
-        lambda rows: response_TV[rows],
-        model,
-        regions,
-        left_out=2000,
-        region_V=areas,
+    averaged, scales_CB = average_array(response_TV, row_T), candidate_scales(len(features), 0)
+    return Known(
+        features, averaged, row_T, response_TV, EncodingModel.fit(features, averaged, scales_CB)
     )
-    return Fit(model, gains, tuning_V)
+
+
+def share(known: list[Known], regions: int) -> list[np.ndarray]:
+    """Regions that are the same in everybody."""
+    images = [each.features["embedding"].shape[0] for each in known]
+    step = -(-sum(images) // REFERENCE_IMAGES)
+    reference = {
+        band: np.concatenate([each.features[band][::step] for each in known])
+        for band in known[0].features
+    }
+    voxels = []
+    for each in known:
+        trial_S, response_SV, signal_NV = region_gains.left_out_trials(
+            each.features, each.averaged, each.row_T, each.read, each.model
+        )
+        voxels.append(PersonVoxels(each.model, response_SV - signal_NV[each.row_T[trial_S]]))
+    return shared_regions(voxels, reference, regions)
+
+
+def fit(known: Known, regions: int, region_V: np.ndarray | None = None) -> Fit:
+    """Fit the gains of regions."""
+    gains = region_gains.fit_region_gains(
+        *(known.features, known.averaged, known.row_T, known.read, known.model, regions),
+        left_out=2000,
+        region_V=region_V,
+    )
+    return Fit(known.model, gains)
+
+
+def own_regions(known: Known, regions: int) -> np.ndarray:
+    """Regions of one person alone."""
+    trial_S, response_SV, signal_NV = region_gains.left_out_trials(
+        known.features, known.averaged, known.row_T, known.read, known.model
+    )
+    left_SV = response_SV - signal_NV[known.row_T[trial_S]]
+    return region_gains.group_voxels(left_SV, known.model, known.features, regions)
+
+
+def tuned_alike(known: Known, regions: int) -> np.ndarray:
+    """Groups of voxels with the same tuning, which is where `BrainMoERegions` starts."""
+    tuning = torch.from_numpy(known.model.embed_voxels(shared_space([known.model], known.features)))
+    weight_V = torch.from_numpy(np.maximum(known.model.explained_V, 1e-3) ** 2)
+    return (tuning @ spherical_groups(tuning, weight_V, regions).T).argmax(1).numpy()
 
 
 def decode(
@@ -218,39 +263,28 @@ def profile(region_V: np.ndarray, area_V: np.ndarray, areas: np.ndarray, count: 
     return table / np.maximum(table.sum(1, keepdims=True), 1)
 
 
-def agreement(people: list[Person], fits: list[Fit]) -> dict[str, float]:
-    """Does the same region of two people, paired by tuning, lie in the same area?"""
-    rng, regions = np.random.default_rng(0), len(fits[0].gains.growth_A)
+def agreement(people: list[Person], region: list[np.ndarray], regions: int) -> dict[str, float]:
+    """Does a region of the same number lie in the same area in two people?"""
+    rng = np.random.default_rng(0)
     areas = np.unique(np.concatenate([person.area_V for person in people]))
-    features = {
-        band: np.concatenate([person.features[band] for person in people])
-        for band in people[0].features
-    }
-    space_KP = shared_space([each.model for each in fits], features)
-    means, moments, tables = [], [], []
-    for person, each in zip(people, fits):
-        tuning_VK = each.model.embed_voxels(space_KP)
-        weighed_VK = tuning_VK * np.maximum(each.model.explained_V, 0)[:, None]
-        inside = [each.gains.region_V == a for a in range(regions)]
-        means.append(unit_rows(np.stack([weighed_VK[i].sum(0) for i in inside])))
-        moments.append(
-            unit_rows(np.stack([(weighed_VK[i].T @ tuning_VK[i]).ravel() for i in inside]))
-        )
-        mine = person.signal_V
-        tables.append(profile(each.gains.region_V[mine], person.area_V[mine], areas, regions))
-    ways = {"by_means": means, "by_second_moments": moments}
-    ways["best_possible"] = [unit_rows(table - table.mean()) for table in tables]
-    found: dict[str, list[float]] = {}
-    for a, b in combinations(range(len(people)), 2):
-        for way, rows in ways.items():
-            first, second = linear_sum_assignment(-rows[a] @ rows[b].T)
-            pair = np.corrcoef(tables[a][first].ravel(), tables[b][second].ravel())
-            found.setdefault(way, []).append(pair[0, 1])
+    tables = [
+        profile(region_V[each.signal_V], each.area_V[each.signal_V], areas, regions)
+        for each, region_V in zip(people, region)
+    ]
+    found: dict[str, list[float]] = {"same_number": [], "at_random": [], "best_possible": []}
+    for first, second in combinations(tables, 2):
+        around = [unit_rows(table - table.mean()) for table in (first, second)]
+        rows, columns = linear_sum_assignment(-around[0] @ around[1].T)
+        pairs = {"same_number": (first, second), "best_possible": (first[rows], second[columns])}
+        for way, pair in pairs.items():
+            found[way].append(np.corrcoef(pair[0].ravel(), pair[1].ravel())[0, 1])
         for _ in range(SHUFFLES // 10):
-            shuffled = rng.permutation(tables[b])
-            pair = np.corrcoef(tables[a].ravel(), shuffled.ravel())
-            found.setdefault("at_random", []).append(pair[0, 1])
-    return {way: float(np.mean(values)) for way, values in found.items()}
+            shuffled = rng.permutation(second)
+            found["at_random"].append(np.corrcoef(first.ravel(), shuffled.ravel())[0, 1])
+    return {
+        **{way: float(np.mean(values)) for way, values in found.items()},
+        "at_random_95th_percentile": float(np.percentile(found["at_random"], 95)),
+    }
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
@@ -265,58 +299,81 @@ def main() -> None:
     )
     parser.add_argument("words", nargs="*", metavar="section.field=value")
     parser.add_argument("--config", default="simulated_hard")
-    parser.add_argument("--subjects", default="1,2,3,4")
+    parser.add_argument("--people", default="1,2,3,4,5,6,7,8", help="who share regions")
+    parser.add_argument(
+        "--subjects", default="1,2,3,4", help="of these, who are decoded; empty for none"
+    )
     parser.add_argument("--sessions", type=int, default=4)
     parser.add_argument("--regions", type=int, default=16)
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/region_gains.json"))
     chosen = parser.parse_args()
     _, overrides = parse_overrides(chosen.words)
     found: dict[str, Any] = {}
-    people, fits = [], []
-    for subject in map(int, chosen.subjects.split(",")):
+    people, configs = {}, {}
+    for subject in map(int, chosen.people.split(",")):
         own = {"data.subjects": str(subject), "data.num_sessions": str(chosen.sessions)}
-        config = load_config(chosen.config, {**overrides, **own})
-        person = load(config, subject)
-        fold_N = fold_of_images(np.arange(len(person.embedding_ND)), OF, config.run.seed)
-        scores: dict[str, list[dict[str, np.ndarray]]] = {}
-        for fold in range(FOLDS):
-            known_N = fold_N != fold
-            mine = fit(person, known_N, chosen.regions)
-            areas = fit(person, known_N, len(np.unique(person.area_V)), planted=True)
+        configs[subject] = load_config(chosen.config, {**overrides, **own})
+        people[subject] = load(configs[subject], subject)
+    fold = {
+        subject: fold_of_images(np.arange(len(person.embedding_ND)), OF, configs[subject].run.seed)
+        for subject, person in people.items()
+    }
+    whole = {s: fit_model(person, fold[s] >= 0) for s, person in people.items()}
+    region = share(list(whole.values()), chosen.regions)
+    found["people"] = agreement(list(people.values()), region, chosen.regions)
+    print("  ".join(f"{name} {value:.3f}" for name, value in found["people"].items()), flush=True)
+    for subject, region_V in zip(people, region):
+        person, inside = people[subject], people[subject].signal_V
+        groups = {
+            "ami_tuning_alone": tuned_alike(whole[subject], chosen.regions),
+            "ami_of_own_regions": own_regions(whole[subject], chosen.regions),
+            "ami": region_V,
+        }
+        facts = {
+            name: adjusted_mutual_info_score(person.area_V[inside], group_V[inside])
+            for name, group_V in groups.items()
+        }
+        facts["regions"] = float(len(np.unique(region_V)))
+        found[str(subject)] = {"regions": facts}
+        print(f"subject {subject}: " + "  ".join(f"{n} {v:.3f}" for n, v in facts.items()))
+    del whole
+    scores: dict[int, dict[str, list[dict[str, np.ndarray]]]] = {}
+    for number in range(FOLDS if chosen.subjects else 0):
+        known = {s: fit_model(person, fold[s] != number) for s, person in people.items()}
+        shared = dict(zip(people, share(list(known.values()), chosen.regions)))
+        for subject in map(int, filter(None, chosen.subjects.split(","))):
+            person, known_N = people[subject], fold[subject] != number
+            areas_V = np.unique(person.area_V, return_inverse=True)[1]
+            mine = fit(known[subject], chosen.regions)
+            same = fit(known[subject], chosen.regions, shared[subject])
+            areas = fit(known[subject], int(areas_V.max()) + 1, areas_V)
             ways = {
                 "fixed weights": decode_fixed(person, mine, known_N),
-                "regions found": decode(person, mine, known_N),
+                "own regions": decode(person, mine, known_N),
+                "shared regions": decode(person, same, known_N),
                 "planted areas": decode(person, areas, known_N),
             }
             mean_D = person.embedding_ND[known_N].mean(0)
             for way, decoded_ND in ways.items():
                 row = by_image(decoded_ND, person.embedding_ND[~known_N], mean_D)
-                scores.setdefault(way, []).append(row)
+                scores.setdefault(subject, {}).setdefault(way, []).append(row)
+            found[str(subject)].setdefault("silencing", []).append(silencing(person, same, known_N))
+    for subject, each in scores.items():
         joined = {
             way: {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-            for way, rows in scores.items()
+            for way, rows in each.items()
         }
-        row = {way: {n: mean_interval(v) for n, v in each.items()} for way, each in joined.items()}
-        row["regions found minus fixed weights"] = {
-            n: mean_interval(v - joined["fixed weights"][n])
-            for n, v in joined["regions found"].items()
-        }
-        inside = person.signal_V
-        facts = {
-            "ami_before": adjusted_mutual_info_score(person.area_V[inside], mine.tuning_V[inside]),
-            "ami": adjusted_mutual_info_score(person.area_V[inside], mine.gains.region_V[inside]),
-            **silencing(person, mine, known_N),
-        }
-        people.append(person)
-        fits.append(fit(person, np.ones(len(fold_N), dtype=bool), chosen.regions))
-        found[str(subject)] = {"scores": row, "regions": facts}
-        print(f"subject {subject}: " + "  ".join(f"{n} {v:.3f}" for n, v in facts.items()))
-        for way, each in row.items():
-            text = "  ".join(f"{n} {v[0]:.3f} ({v[1]:.3f} to {v[2]:.3f})" for n, v in each.items())
-            print(f"  {way:34s} {text}", flush=True)
-    if len(people) > 1:
-        found["people"] = agreement(people, fits)
-        print("  ".join(f"{name} {value:.3f}" for name, value in found["people"].items()))
+        rows = {way: {n: mean_interval(v) for n, v in row.items()} for way, row in joined.items()}
+        for first, second in (("shared", "own"), ("shared", "fixed")):
+            less = next(way for way in joined if way.startswith(second))
+            rows[f"{first} minus {second}"] = {
+                n: mean_interval(v - joined[less][n]) for n, v in joined["shared regions"].items()
+            }
+        found[str(subject)]["scores"] = rows
+        print(f"subject {subject}", found[str(subject)]["silencing"])
+        for way, row in rows.items():
+            text = "  ".join(f"{n} {v[0]:.3f} ({v[1]:.3f} to {v[2]:.3f})" for n, v in row.items())
+            print(f"  {way:24s} {text}", flush=True)
     write_json(chosen.json, found)
 
 

@@ -219,7 +219,7 @@ def test_the_better_one_of_ridge_and_inversion_is_used(monkeypatch, useful, held
     targets = SimpleNamespace(image=lambda ids: torch.from_numpy(truth_NR[ids]))
     config = load_config(None, {"run.device": "cpu", "training.linear": "best"})
     linear_fit.take_better(
-        decoder, (kept, betas), held, torch.from_numpy(truth_NR), rows, config, targets
+        decoder, [(kept, betas)], [held], torch.from_numpy(truth_NR), rows, config, targets
     )
     after = linear.linears["1"].weight_RV, linear.judged["1"].weight_RV
     taken = [not torch.equal(a, b) for a, b in zip(after, before)]
@@ -233,7 +233,9 @@ def test_training_asks_for_the_better_one_where_it_is_to(monkeypatch, root, tmp_
     monkeypatch.setattr(
         encoder_setup,
         "take_better",
-        lambda _, kept, held, *__: asked.append((kept[0].subject, set(held.table["image"]))),
+        lambda _, kept, held, *__: asked.extend(
+            (trials.subject, set(part.table["image"])) for (trials, _), part in zip(kept, held)
+        ),
     )
     encoder_setup.setup(tiny_config(root, tmp_path), "image")
     assert not asked

@@ -282,7 +282,7 @@ def test_held_out_images_choose_the_mixture_where_gains_vary(world, monkeypatch,
     monkeypatch.setattr(linear_fit, "FeatureSpaces", lambda *_: spaces)
     overrides = {"run.device": "cpu", "training.linear": "best"}
     config = load_config(None, {**overrides, "training.gain_regions": str(regions)})
-    linear_fit.take_better(decoder, (kept, betas), held, truth_NR, rows, config, None)
+    linear_fit.take_better(decoder, [(kept, betas)], [held], truth_NR, rows, config, None)
     voxels = torch.from_numpy(world.response_TV[:5])
     after = linear(voxels, 1)
     with linear.without_held_out():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from braingen.config.effect import Needs, above
 from braingen.config.values import Factor, Folder, NotNegative, Positive, Precision, Scale, Section
@@ -48,6 +48,13 @@ class RunConfig(Section):
     """Minutes between saves of a training; after an epoch of an encoder a save may come sooner."""
 
 
+SHARE_OF_NAMED_IMAGES = 0.75
+"""Share of synthetic trials where their images are given and the share is not: of 0, 0.25, 0.5 and
+0.75 the one that held-out images chose with one and with three sessions
+(docs/experiments/encoding_model.md).
+"""
+
+
 class DataConfig(Section):
     """Which data."""
 
@@ -64,7 +71,8 @@ class DataConfig(Section):
     synthetic_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of stage 1's trials that are synthetic: responses that an encoding model of the
     training trials predicts to images that the subject has not seen, with its noise
-    (docs/encoding_models.md).
+    (docs/encoding_models.md). Where ``synthetic_images`` is given and the share is not, it is 0.75,
+    which held-out images chose (docs/experiments/encoding_model.md).
     """
     synthetic_images: Annotated[str, Needs("synthetic_share", above(0))] = ""
     """Folder of those images; empty for the training images of the data folder's other
@@ -78,6 +86,13 @@ class DataConfig(Section):
     (NSD: shared1000), or a sealed set of NSD beside it, which no other command takes
     (docs/data.md).
     """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_images_are_used(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("synthetic_images"):
+            return {"synthetic_share": SHARE_OF_NAMED_IMAGES, **given}
+        return given
 
 
 class SimulationConfig(Section):

@@ -160,8 +160,8 @@ class TrainingConfig(Section):
     (encoding.* are its settings), and the mixture of regions whose gains vary from trial to trial.
     """
     gain_regions: Annotated[NotNegative, Needs("training.linear", "best")] = 16
-    """Regions of that mixture: groups of voxels that fluctuate together and are tuned alike; 0 for
-    no mixture.
+    """Regions of that mixture: groups of voxels that fluctuate together and are tuned alike, the
+    same ones in all subjects; 0 for no mixture.
     """
     trained: Literal["all", "routers", "subject"] = "all"
     """What is trained: all, the subject layers and the routers (published: --train_router_only), or

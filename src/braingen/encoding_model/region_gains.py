@@ -137,16 +137,12 @@ def fit_region_gains(
     regions : int
         A.
     region_V : np.ndarray | None, optional
-        Region of every voxel where it is known, from 0; None to find regions.
+        Region of every voxel where it is known, from 0 (as by :func:`shared_regions`); None to find
+        those of this person.
     """
+    trial_S, response_SV, signal_NV = left_out_trials(features, known, image_T, read, model, seed)
     row_T = np.searchsorted(known.image_N, image_T)
-    signal_NV = model.predict(features)
-    left_J = model.ridge.left_out_J
-    signal_NV[left_J] = _left_out(known.mean_NV, model.ridge.residual_JV, known.times_N, left_J)
-    trial_S = np.flatnonzero(np.isin(row_T, left_J))
-    if len(trial_S) > MOST_TRIALS:
-        trial_S = np.sort(np.random.default_rng(seed).permutation(trial_S)[:MOST_TRIALS])
-    response_SV, signal_SV = read(trial_S), signal_NV[row_T[trial_S]]
+    signal_SV = signal_NV[row_T[trial_S]]
     left_SV = response_SV - signal_SV
     if region_V is None:
         region_V = group_voxels(left_SV, model, features, regions, seed)
@@ -181,6 +177,38 @@ def fit_region_gains(
         loading_V[each.voxels_W] = each.loading_W
     growth_A = np.array([each.growth for each in found], dtype=np.float32)
     return RegionGains(region_V, loading_V, growth_A, predicted_NV, fit_noise(left_SV, seed=seed))
+
+
+def left_out_trials(
+    features: Mapping[str, np.ndarray],
+    known: AveragedResponses,
+    image_T: np.ndarray,
+    read: Callable[[np.ndarray], np.ndarray],
+    model: EncodingModel,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Single trials of images that have left-out predictions, at most `MOST_TRIALS`.
+
+    Parameters
+    ----------
+    features, known, image_T, read, model, seed
+        As of :func:`fit_region_gains`.
+
+    Returns
+    -------
+    trial_S : np.ndarray
+        Their places in ``image_T``.
+    response_SV : np.ndarray
+    signal_NV : np.ndarray
+        What is predicted to every image, left out where it can be.
+    """
+    signal_NV = model.predict(features)
+    left_J = model.ridge.left_out_J
+    signal_NV[left_J] = _left_out(known.mean_NV, model.ridge.residual_JV, known.times_N, left_J)
+    trial_S = np.flatnonzero(np.isin(np.searchsorted(known.image_N, image_T), left_J))
+    if len(trial_S) > MOST_TRIALS:
+        trial_S = np.sort(np.random.default_rng(seed).permutation(trial_S)[:MOST_TRIALS])
+    return trial_S, read(trial_S), signal_NV
 
 
 def group_voxels(

@@ -186,10 +186,16 @@ def setup(
         components_IR = embedding_decoder.linear.components(targets_ND)
         for part, (held, _) in zip(measured, held_out):
             fit_ridges(embedding_decoder, part, held, components_IR, row_of_image)
-            if config.training.linear == "best":
-                take_better(
-                    embedding_decoder, part, held, components_IR, row_of_image, config, targets
-                )
+        if config.training.linear == "best":
+            take_better(
+                embedding_decoder,
+                measured,
+                [trials for trials, _ in held_out],
+                components_IR,
+                row_of_image,
+                config,
+                targets,
+            )
     targets.free()  # of encodings that were fitted
     return EncoderParts(
         embedding_decoder=embedding_decoder,

@@ -12,7 +12,8 @@ N images, I images of the table of targets, R rank of the read-out, P precisions
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cached_property
 import logging
 from typing import NamedTuple
 
@@ -31,8 +32,9 @@ from braingen.encoding_model.banded_ridge import candidate_scales
 from braingen.encoding_model.features import FeatureSpaces
 from braingen.encoding_model.library import PRECISIONS, Inverse, Library
 from braingen.encoding_model.model import EncodingModel
-from braingen.encoding_model.region_gains import fit_region_gains
+from braingen.encoding_model.region_gains import RegionGains, fit_region_gains, left_out_trials
 from braingen.encoding_model.responses import average_responses, average_rows
+from braingen.encoding_model.shared_regions import PersonVoxels, shared_regions
 from braingen.runtime.device import device_of
 from braingen.targets.tables import Targets
 from braingen.types import Trials
@@ -45,6 +47,8 @@ FEWEST_TO_CHOOSE = 30
 """Held-out images from which the inversion is considered: with 29 it was taken where it was worse
 (docs/experiments/peers.md).
 """
+REFERENCE_IMAGES = 2000
+"""Most images by whose predicted responses voxels of several people are compared."""
 LARGER = 1.5
 """Size of what is decoded, in units of the size with the least squared error. Two-way
 identification compares raw embeddings and fails where they all are near their mean: 1.5 was the
@@ -103,7 +107,7 @@ class Inversion(NamedTuple):
 
 
 class Inversions:
-    """The encoding model of some trials, its inversion, and that with gains of regions.
+    """The encoding model of a subject's trials, its inversion, and that with gains of regions.
 
     Parameters
     ----------
@@ -123,37 +127,66 @@ class Inversions:
         spaces: FeatureSpaces,
         aim_of: Callable[[np.ndarray], np.ndarray],
     ) -> None:
-        known = average_responses(trials, betas)
-        features, seed = spaces.of_ids(known.image_N), config.run.seed
-        scales_CB = candidate_scales(len(features), config.encoding.band_draws, seed)
-        left_out, device = config.encoding.left_out_images, device_of(config)
-        self.aim_NR = aim_of(known.image_N)
-        model = EncodingModel.fit(features, known, scales_CB, left_out, seed, device)
-        self.inverse = Inverse(Library(self.aim_NR, model.predict(features)), model.noise)
-        self.regions = config.training.gain_regions
-        if self.regions:
-            rows = trials.table["trial"].to_numpy()
-            self.gains = fit_region_gains(
-                features,
-                known,
-                trials.table["image"].to_numpy(),
-                lambda place: betas.rows(rows[place]),
-                model,
-                self.regions,
-                left_out,
-                seed,
-                device,
-            )
+        self.config, self.trials, self.betas, self.aim_of = config, trials, betas, aim_of
+        self.known = average_responses(trials, betas)
+        self.features = spaces.of_ids(self.known.image_N)
+        self.scales_CB = candidate_scales(
+            len(self.features), config.encoding.band_draws, config.run.seed
+        )
+        self.aim_NR = aim_of(self.known.image_N)
+        self.model = EncodingModel.fit(self.features, self.known, self.scales_CB, *self._fitting())
+        self.gains: RegionGains | None = None
+
+    def _fitting(self) -> tuple[int, int, torch.device]:
+        config = self.config
+        return config.encoding.left_out_images, config.run.seed, device_of(config)
+
+    def _read(self, place: np.ndarray) -> np.ndarray:
+        return self.betas.rows(self.trials.table["trial"].to_numpy()[place])
+
+    @cached_property
+    def inverse(self) -> Inverse:
+        """With fixed weights."""
+        return Inverse(Library(self.aim_NR, self.model.predict(self.features)), self.model.noise)
+
+    def voxels(self) -> PersonVoxels:
+        """What regions are found from that are the same in several people."""
+        image_T = self.trials.table["image"].to_numpy()
+        trial_S, response_SV, signal_NV = left_out_trials(
+            self.features, self.known, image_T, self._read, self.model, self.config.run.seed
+        )
+        row_S = np.searchsorted(self.known.image_N, image_T[trial_S])
+        return PersonVoxels(self.model, response_SV - signal_NV[row_S])
+
+    def fit_gains(self, region_V: np.ndarray | None = None) -> None:
+        """Fit gains of regions, which are found unless they are known."""
+        left_out, seed, device = self._fitting()
+        self.gains = fit_region_gains(
+            self.features,
+            self.known,
+            self.trials.table["image"].to_numpy(),
+            self._read,
+            self.model,
+            self.config.training.gain_regions,
+            left_out,
+            seed,
+            device,
+            region_V,
+        )
 
     def ways(self) -> list[Inversion]:
         """Every inversion that there is."""
-        kinds = (False, True) if self.regions else (False,)
+        kinds = (False,) if self.gains is None else (False, True)
         return [Inversion(gated, precision) for gated in kinds for precision in PRECISIONS]
+
+    def _gains(self) -> RegionGains:
+        assert self.gains is not None
+        return self.gains
 
     def weights(self, way: Inversion) -> LinearMap | GatedWeights:
         """What decodes single trials."""
         if way.gated:
-            return self.gains.weights(self.aim_NR, way.precision)
+            return self._gains().weights(self.aim_NR, way.precision)
         return self.inverse.linear_map(way.precision)
 
     def decode(self, way: Inversion, trials: Trials, betas: Betas) -> np.ndarray:
@@ -161,8 +194,9 @@ class Inversions:
         averaged = average_responses(trials, betas)
         if not way.gated:
             return self.inverse.gaussian(averaged.mean_NV, way.precision)
-        read = GatedReadout(betas.voxels, self.aim_NR.shape[1], self.regions)
-        read.take(self.gains.weights(self.aim_NR, way.precision))
+        gains = self._gains()
+        read = GatedReadout(betas.voxels, self.aim_NR.shape[1], len(gains.growth_A))
+        read.take(gains.weights(self.aim_NR, way.precision))
         return average_rows(
             lambda part: read(
                 torch.from_numpy(betas.rows(trials.table["trial"].to_numpy()[part]))
@@ -175,65 +209,102 @@ class Inversions:
 
 def take_better(
     embedding_decoder: EmbeddingDecoder,
-    kept: tuple[Trials, Betas],
-    held: Trials,
+    measured: Sequence[tuple[Trials, Betas]],
+    held_out: Sequence[Trials],
     components_IR: Tensor,
     row_of_image: np.ndarray,
     config: Config,
     targets: Targets,
 ) -> None:
-    """Put an inversion of the encoding model in the place of one subject's ridge regression if the
+    """Put an inversion of the encoding model in the place of a subject's ridge regression if the
     cosine of held-out images is higher by more than `STANDARD_ERRORS` of the paired difference.
 
     What it decodes is then given the size, around the mean, of :func:`fitting_size`. With fewer
-    than `FEWEST_TO_CHOOSE` held-out images, ridge regression stays.
+    than `FEWEST_TO_CHOOSE` held-out images, ridge regression stays. Regions with gains are the same
+    ones in all subjects (:func:`shared_regions`).
 
     Parameters
     ----------
     embedding_decoder : EmbeddingDecoder
         With fitted ridge regressions (:func:`fit_ridges`).
-    kept : tuple[Trials, Betas]
-        Measured training trials; those of held-out images are ``held``.
+    measured : Sequence[tuple[Trials, Betas]]
+        Training trials of every subject; those of its held-out images are in ``held_out``.
     components_IR : Tensor
         What is predicted (:meth:`LinearReadout.components`), per image of the table of targets;
         ``row_of_image`` says where an image is in it.
     """
-    linear, (trials, betas) = embedding_decoder.linear, kept
-    assert linear is not None
-    if held.table["image"].nunique() < FEWEST_TO_CHOOSE:
+    parts = [
+        (trials, betas, held)
+        for (trials, betas), held in zip(measured, held_out)
+        if held.table["image"].nunique() >= FEWEST_TO_CHOOSE
+    ]
+    if not parts:
         return
     spaces = FeatureSpaces(config, targets)
 
     def aim_of(image_N: np.ndarray) -> np.ndarray:
         return components_IR[torch.from_numpy(row_of_image[image_N])].numpy()
 
+    # one subject's model at a time, unless regions are found from all of them
+    fits = (Inversions(config, trials, betas, spaces, aim_of) for trials, betas, _ in parts)
+    regions: Sequence[np.ndarray | None] = [None] * len(parts)
+    if config.training.gain_regions and len(parts) > 1:
+        everybody = list(fits)
+        regions = _regions_of(config, everybody, spaces)
+        fits = (everybody.pop(0) for _ in parts)
+    for (trials, betas, held), without, region_V in zip(parts, fits, regions):
+        if config.training.gain_regions:
+            without.fit_gains(region_V)
+        best = _best_of_held_out(embedding_decoder, without, held)
+        if best is not None:
+            way, size = best
+            both = trials._replace(table=pd.concat([trials.table, held.table]))
+            whole = Inversions(config, both, betas, spaces, aim_of)
+            if way.gated:
+                whole.fit_gains(region_V)
+            linear = embedding_decoder.linear
+            assert linear is not None
+            for each, without_held_out in ((without, True), (whole, False)):
+                linear.take(trials.subject, scaled(each.weights(way), size), without_held_out)
+
+
+def _regions_of(
+    config: Config, fits: Sequence[Inversions], spaces: FeatureSpaces
+) -> list[np.ndarray]:
+    """Regions of every subject's voxels, the same ones in all."""
+    images = np.unique(np.concatenate([each.known.image_N for each in fits]))
+    seen = spaces.of_ids(images[:: -(-len(images) // REFERENCE_IMAGES)])
+    logger.info("Finding the %d regions of %d subjects", config.training.gain_regions, len(fits))
+    return shared_regions([each.voxels() for each in fits], seen, config.training.gain_regions)
+
+
+def _best_of_held_out(
+    embedding_decoder: EmbeddingDecoder, fit: Inversions, held: Trials
+) -> tuple[Inversion, float] | None:
+    """The inversion that decodes held-out images best, and the size of what it decodes; None where
+    ridge regression is not clearly worse.
+    """
+    linear, betas, subject = embedding_decoder.linear, fit.betas, fit.trials.subject
+    assert linear is not None
     judged = average_responses(held, betas)
-    truth_NR = aim_of(judged.image_N)
+    truth_NR = fit.aim_of(judged.image_N)
     responses_NV = torch.from_numpy(judged.mean_NV).to(embedding_decoder.device)
     with linear.without_held_out():
-        ridge_NR = linear.components(linear(responses_NV, trials.subject)).cpu().numpy()
-    without = Inversions(config, trials, betas, spaces, aim_of)
-    decoded = {way: without.decode(way, held, betas) for way in without.ways()}
+        ridge_NR = linear.components(linear(responses_NV, subject)).cpu().numpy()
+    decoded = {way: fit.decode(way, held, betas) for way in fit.ways()}
     cosine = {way: cosines(found_NR, truth_NR) for way, found_NR in decoded.items()}
     best = max(cosine, key=lambda way: float(cosine[way].mean()))
     gain_N = cosine[best] - cosines(ridge_NR, truth_NR)
     taken = bool(gain_N.mean() > STANDARD_ERRORS * gain_N.std(ddof=1) / len(gain_N) ** 0.5)
-    how = "with gains of regions" if best.gated else "with fixed weights"
     logger.info(
         "Subject %d: cosine of held-out images by the encoding model's inversion %s less that by"
         " ridge regression: %.3f; %s is used.",
-        trials.subject,
-        how,
+        subject,
+        "with gains of regions" if best.gated else "with fixed weights",
         gain_N.mean(),
         "the inversion" if taken else "ridge regression",
     )
-    if not taken:
-        return
-    size = fitting_size(decoded[best], truth_NR)
-    both = trials._replace(table=pd.concat([trials.table, held.table]))
-    whole = Inversions(config, both, betas, spaces, aim_of)
-    for each, without_held_out in ((without, True), (whole, False)):
-        linear.take(trials.subject, scaled(each.weights(best), size), without_held_out)
+    return (best, fitting_size(decoded[best], truth_NR)) if taken else None
 
 
 def cosines(found_NR: np.ndarray, truth_NR: np.ndarray) -> np.ndarray:
