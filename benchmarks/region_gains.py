@@ -90,6 +90,14 @@ class Known(NamedTuple):
         """Responses of trials."""
         return self.response_TV[rows]
 
+    @property
+    def left_TV(self) -> np.ndarray:
+        """What left-out predictions do not explain of single trials."""
+        trial_S, response_SV, signal_NV = region_gains.left_out_trials(
+            self.features, self.averaged, self.row_T, self.read, self.model
+        )
+        return response_SV - signal_NV[self.row_T[trial_S]]
+
 
 class Fit(NamedTuple):
     """Of the images of some folds."""
@@ -141,12 +149,7 @@ def share(known: list[Known], regions: int) -> list[np.ndarray]:
         band: np.concatenate([each.features[band][::step] for each in known])
         for band in known[0].features
     }
-    voxels = []
-    for each in known:
-        trial_S, response_SV, signal_NV = region_gains.left_out_trials(
-            each.features, each.averaged, each.row_T, each.read, each.model
-        )
-        voxels.append(PersonVoxels(each.model, response_SV - signal_NV[each.row_T[trial_S]]))
+    voxels = [PersonVoxels(each.model, each.left_TV) for each in known]
     return shared_regions(voxels, reference, regions)
 
 
@@ -162,11 +165,7 @@ def fit(known: Known, regions: int, region_V: np.ndarray | None = None) -> Fit:
 
 def own_regions(known: Known, regions: int) -> np.ndarray:
     """Regions of one person alone."""
-    trial_S, response_SV, signal_NV = region_gains.left_out_trials(
-        known.features, known.averaged, known.row_T, known.read, known.model
-    )
-    left_SV = response_SV - signal_NV[known.row_T[trial_S]]
-    return region_gains.group_voxels(left_SV, known.model, known.features, regions)
+    return region_gains.group_voxels(known.left_TV, known.model, known.features, regions)
 
 
 def tuned_alike(known: Known, regions: int) -> np.ndarray:
