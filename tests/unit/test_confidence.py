@@ -15,6 +15,7 @@ from braingen.encoders.confidence import FEWEST, MOST, Confidence, angle, read_f
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.encoders.linear_readout import RIDGE_ALONE
 from braingen.evaluation.calibration import calibration_of
+from braingen.evaluation.decoded_images import decode_test_images
 from braingen.runtime.errors import UserError
 from braingen.runtime.paths import EMBEDDING_DECODER
 from braingen.training import encoder as stage
@@ -128,7 +129,7 @@ def test_a_trained_encoder_is_calibrated_and_test_images_are_held_against_it(
     folder = stage.train(config, "image")
     decoder = EmbeddingDecoder.from_pretrained(folder / EMBEDDING_DECODER)
     assert (decoder.confidence.images_R > 0).all()
-    found = calibration_of(config, TableTargets(config))
+    found = calibration_of(config, decode_test_images(config, TableTargets(config)))
     assert [row["level"] for row in found["levels"]] == [0.5, 0.6, 0.7, 0.8, 0.9, 0.95]
     for image in found["images"]:
         assert -1 <= image["least"] <= image["expected"] <= 1 and -1 <= image["true"] <= 1
@@ -137,4 +138,4 @@ def test_a_trained_encoder_is_calibrated_and_test_images_are_held_against_it(
     assert {image["image"] for image in found["images"]} == {0, 1, 2, 3}
     decoder.confidence.images_R.zero_()
     decoder.save_pretrained(folder / EMBEDDING_DECODER)
-    assert calibration_of(config, TableTargets(config)) is None
+    assert calibration_of(config, decode_test_images(config, TableTargets(config))) is None

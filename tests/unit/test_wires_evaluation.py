@@ -29,7 +29,7 @@ from braingen.data.betas import Betas
 from braingen.data.trials import test_trials, train_trials
 from braingen.encoders.ridge import fit_ridge
 from braingen.evaluation import (
-    calibration,
+    decoded_images,
     decoding,
     evaluate_images,
     part_scores,
@@ -334,11 +334,13 @@ def test_levels_and_experts_are_scored_each_by_itself_over_all_presentations(
 ):
     config = tiny_config(root, tmp_path)
     embedding_decoder = tiny_embedding_decoder("image")
+    with_tiny_encoder(monkeypatch)
     monkeypatch.setattr(
-        part_scores, "load_embedding_decoder", lambda config, name: tiny_embedding_decoder(name)
+        decoded_images, "test_trials", lambda *given: with_a_gap(test_trials(*given))
     )
-    monkeypatch.setattr(part_scores, "test_trials", lambda *given: with_a_gap(test_trials(*given)))
-    found = part_scores.scores_of_parts(config, TableTargets(), np.array([0, 2, 3])).set_index(
+    decoded = decoded_images.decode_test_images(config, TableTargets())
+    assert decoded.times_N.tolist() == [2, 3, 3, 3] and decoded.read is None
+    found = part_scores.scores_of_parts(config, decoded, np.array([0, 2, 3])).set_index(
         ["part", "score"]
     )["value"]
     trials, betas = with_a_gap(test_trials(Layout.of(root), 1)).table, Betas.of(Layout.of(root), 1)
@@ -598,10 +600,18 @@ def with_stand_ins(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         scored_source, "observers", lambda *_: ([Patches()], [], {"lpips": "how to get it"})
     )
-    for module in (part_scores, calibration):
-        patch.setattr(
-            module, "load_embedding_decoder", lambda config, name: tiny_embedding_decoder(name)
-        )
+    with_tiny_encoder(patch)
+
+
+def with_tiny_encoder(patch: pytest.MonkeyPatch) -> list[str]:
+    """In place of the trained encoder; which ones are loaded."""
+    loaded: list[str] = []
+    patch.setattr(
+        decoded_images,
+        "load_embedding_decoder",
+        lambda config, name: loaded.append(name) or tiny_embedding_decoder(name),
+    )
+    return loaded
 
 
 @pytest.mark.slow
@@ -684,11 +694,9 @@ def test_intervals_parts_and_provenance_are_of_the_settings(monkeypatch, evaluat
     for name, order in (("pixcorr", sorted(IDS)), ("clip_cos", sorted(IDS)), ("rouge_l", IDS)):
         _, low, high = uncertainty.mean_interval(values.loc[order, name].to_numpy(), 50, 3)
         assert (scores[name]["low"], scores[name]["high"]) == pytest.approx((low, high), abs=1e-4)
-    for module in (part_scores, calibration):
-        monkeypatch.setattr(
-            module, "load_embedding_decoder", lambda config, name: tiny_embedding_decoder(name)
-        )
-    parts = part_scores.scores_of_parts(config, TableTargets(), IDS)
+    with_tiny_encoder(monkeypatch)
+    decoded = decoded_images.decode_test_images(config, TableTargets())
+    parts = part_scores.scores_of_parts(config, decoded, IDS)
     written = pd.read_csv(config.run.folder / "scores_by_part.csv")
     pd.testing.assert_frame_equal(written, parts.astype(written.dtypes), rtol=1e-4, atol=1e-5)
     told = json.loads((config.run.folder / "scores_provenance.json").read_text())
@@ -701,10 +709,21 @@ def test_intervals_parts_and_provenance_are_of_the_settings(monkeypatch, evaluat
     assert not (config.run.folder / "certainty.json").exists()  # this encoder is not calibrated
     asked: list[dict[str, Any]] = []
     spy(monkeypatch, part_scores, "scores_by_part", lambda *_, **named: asked.append(named))
-    part_scores.scores_of_parts(config, TableTargets(), IDS)
+    part_scores.scores_of_parts(config, decoded, IDS)
     assert asked == [
         {"pool": config.evaluation.retrieval_pool, "draws": 2, "seed": 3, "resamples": 50}
     ]
+
+
+def test_an_evaluation_decodes_the_test_images_once(monkeypatch, evaluated):
+    """Levels, experts and certainty are of one decoding by one loaded encoder."""
+    config, _ = evaluated
+    with_stand_ins(monkeypatch)
+    loaded, used = with_tiny_encoder(monkeypatch), []
+    for name in ("scores_of_parts", "calibration_of"):
+        spy(monkeypatch, stage, name, lambda config, decoded, *_: used.append(decoded))
+    stage.evaluate(config)
+    assert loaded == ["image"] and len(used) == 2 and used[0] is used[1]
 
 
 def test_given_pictures_are_scored_instead_of_a_run(monkeypatch, root, tmp_path):

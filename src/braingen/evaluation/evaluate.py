@@ -15,6 +15,7 @@ from braingen.data.sealed_runs import at_test_set
 from braingen.encoding_model.run import has_encoding
 from braingen.evaluation.averaged import Scored, averaged, intervals
 from braingen.evaluation.calibration import CERTAINTY, calibration_of
+from braingen.evaluation.decoded_images import decode_test_images
 from braingen.evaluation.decoding import FEWEST_CANDIDATES
 from braingen.evaluation.evaluate_images import evaluate_images
 from braingen.evaluation.human_ratings import read_study, scores_in
@@ -249,11 +250,12 @@ def evaluate_subject(config: Config, group: Group = ALONE) -> Path:
         )
     else:
         (folder / REFINEMENT).unlink(missing_ok=True)
+    decoded = decode_test_images(config, targets)
     write_text(
         folder / BY_PART,
-        csv_text(scores_of_parts(config, targets, ids), index=False, float_format="%.6g"),
+        csv_text(scores_of_parts(config, decoded, ids), index=False, float_format="%.6g"),
     )
-    if (certainty := calibration_of(config, targets)) is not None:
+    if (certainty := calibration_of(config, decoded)) is not None:
         write_json(folder / CERTAINTY, certainty)
     else:
         (folder / CERTAINTY).unlink(missing_ok=True)
