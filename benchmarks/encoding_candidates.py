@@ -27,7 +27,7 @@ from braingen.evaluation.metric_table import score_images
 from braingen.evaluation.observers import observers
 from braingen.evaluation.uncertainty import mean_interval, permutation_p, two_way_by_image
 from braingen.generation.by_encoding_model import ByEncodingModel
-from braingen.generation.reconstruct import embeddings_in, embeddings_of, setup
+from braingen.generation.reconstruct import assemble, embeddings_in, embeddings_of, setup
 from braingen.generation.rerank import by_embedding
 from braingen.runtime.console import track
 from braingen.runtime.files import write_json
@@ -52,8 +52,9 @@ def drawn(config: Config, samples: int) -> tuple[dict[str, np.ndarray], np.ndarr
     """Pictures chosen in three ways, N x 3 x S x S uint8 each, and their ids."""
     parts = setup(config)
     chooser = ByEncodingModel(config, parts.targets, parts.repeats, parts.betas)
-    embeddings = embeddings_in(embeddings_of(config, parts))
-    ids, settings, decoder = np.array(embeddings.image_N), config.generation, parts.decoder
+    decoder = assemble(config, parts.targets)
+    embeddings = embeddings_in(embeddings_of(config, parts, decoder.encoders))
+    ids, settings = np.array(embeddings.image_N), config.generation
     kept: dict[str, list[np.ndarray]] = {"first": [], "embedding": [], "responses": []}
     for start in track(range(0, len(ids), 10), description=f"pictures of {config.run.folder}"):
         rows = slice(start, start + 10)

@@ -39,7 +39,7 @@ from braingen.evaluation.metric_table import score_images
 from braingen.evaluation.observers import observers
 from braingen.evaluation.uncertainty import mean_interval
 from braingen.experiments.ablation_table import config_of as line_of
-from braingen.generation.reconstruct import decode_responses, generate_images, write_index
+from braingen.generation.reconstruct import assemble, decode_responses, generate_images, write_index
 from braingen.generation.reconstruct import setup as drawing_parts
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.distributed import Workers
@@ -159,8 +159,9 @@ def draw_ideally(config: Config) -> Config:
     parts, subject = drawing_parts(own), own.data.subjects[0]
     trials = train_trials(Layout.of(own.data.root), subject, own.data.num_sessions)
     held_out = group_repeats(hold_out_images(trials, own.data.holdout_share, own.run.seed)[1])
+    decoder = assemble(own, parts.targets)
     known, asked = (
-        decode_responses(own, parts.decoder, held_out, parts.betas, subject),
+        decode_responses(own, decoder.encoders, held_out, parts.betas, subject),
         load_file(generated_folder(untouched) / EMBEDDINGS),
     )
     chance = torch.Generator().manual_seed(hash_seed(own.run.seed, "ideal listener", 0))
@@ -171,7 +172,7 @@ def draw_ideally(config: Config) -> Config:
     save_file(
         {name: asked[name].contiguous() for name in ("ids", "image", "text")}, folder / EMBEDDINGS
     )
-    generate_images(own, parts.decoder, lambda: parts.targets.image_encoder, folder, Workers(own))
+    generate_images(own, decoder, lambda: parts.targets.image_encoder, folder, Workers(own))
     write_index(folder, asked["ids"].tolist())
     return own
 

@@ -371,7 +371,7 @@ def test_a_wrong_path_of_voxels_is_told_before_the_decoder_is_loaded(
 ):
     loaded: list[Config] = []
     monkeypatch.setattr(
-        "braingen.generation.decode.load_decoder", lambda config: loaded.append(config)
+        "braingen.generation.decode.read_encoders", lambda config, *_, **__: loaded.append(config)
     )
     assert main(["decode", "--folder", str(tmp_path), "--voxels", str(tmp_path / path)]) == 2
     assert path in capsys.readouterr().err and not loaded

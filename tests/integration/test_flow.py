@@ -28,7 +28,7 @@ from braingen.data.captions import load_captions
 from braingen.data.trials import group_repeats, test_trials, train_trials
 from braingen.generation.lora import has_lora
 from braingen.generation.pipeline import BrainDecoder
-from braingen.generation.reconstruct import embeddings_of, reconstruct, setup
+from braingen.generation.reconstruct import embeddings_of, load_encoders, reconstruct, setup
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.paths import ROUTING, generated_folder, random_folders
 from braingen.types import Score
@@ -401,9 +401,12 @@ def test_a_single_trial_can_be_read_out(flow):
         }
     )
     parts = setup(config)
-    found = embeddings_of(config, parts)
+    encoders = load_encoders(config, parts.targets)
+    found = embeddings_of(config, parts, encoders)
     voxels = torch.from_numpy(parts.betas.rows(parts.repeats.rows_NR[:, 0]))
-    expected = parts.decoder.embed(voxels[:, None], 1, parts.repeats.image_N.tolist())
+    expected = encoders.unrouted(
+        encoders.decode_embeddings(voxels[:, None], 1, parts.repeats.image_N.tolist())
+    )
     assert found["ids"].tolist() == parts.repeats.image_N.tolist() and len(found["ids"]) == 2
     torch.testing.assert_close(found["image"], expected.image_BTD, rtol=0, atol=1e-4)
 

@@ -7,17 +7,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+import gc
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
-from diffusers import ModelMixin
+from diffusers import ModelMixin, UNet2DConditionModel
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import PreTrainedModel
 from unit.fake_backbone import POOLED_WIDTH, fake_backbone, write_fake_backbone, write_fake_refiner
+from unit.test_wires_drawing import a_router
 from unit.tiny_finetuning import TableTargets, text_encoder, tiny_embedding_decoder, tiny_tuning
 from unit.tiny_training import tiny_config
 
@@ -25,10 +28,10 @@ from braingen.config import Config
 from braingen.diagnostics import precompute
 from braingen.diagnostics.needs import STAGES, StageNeed, numbers_of
 from braingen.encoders.latent_encoder import LatentEncoder
-from braingen.generation import reconstruct, refine
+from braingen.generation import decode, reconstruct, refine
+from braingen.generation.brain_encoders import BrainEncoders
 from braingen.generation.refiner import Refinement, refine_images
 from braingen.generation.trained_modules import NOT_FINETUNED
-from braingen.runtime import run_folder
 from braingen.runtime.paths import EMBEDDINGS
 from braingen.targets.clip_image import CLIPImageEncoder
 from braingen.targets.tables import Targets
@@ -117,7 +120,7 @@ class WithCLIP(TableTargets):
         return self.kept
 
 
-def encoders() -> tuple[int, int]:
+def both_encoders() -> tuple[int, int]:
     """Parameters of both encoders with their priors, and of the priors."""
     models = [tiny_embedding_decoder(name) for name in ("image", "text")]
     return count(models), count(model.prior for model in models)
@@ -158,75 +161,195 @@ def test_generating_holds_what_is_counted(monkeypatch, root, tmp_path, backbone,
     config = drawing(monkeypatch, root, tmp_path, backbone, **more)
     with held() as found:
         parts = reconstruct.setup(config)
-        decoded = reconstruct.embeddings_of(config, parts)
-        parts.decoder.release_encoders()
+        encoders = reconstruct.load_encoders(config, parts.targets)
+        decoded = reconstruct.embeddings_of(config, parts, encoders)
+        encoders.release()
         before, found.most = found.most, 0
         generate = reconstruct.image_generator(
             config,
-            parts.decoder,
+            reconstruct.assemble(config, parts.targets, encoders),
             lambda: parts.targets.image_encoder,
             reconstruct.embeddings_in(decoded),
         )
         generate(slice(0, 1))
-    both, priors = encoders()
+    both, priors = both_encoders()
     assert_counted(found, STAGES["generate"](config, 0, priors))  # with everything decoded
+    assert before == pytest.approx(4 * both, rel=0.02)
+    large = 10**9  # encoders that are the peak: counted alone, not beside the U-Net
+    assert sum(STAGES["generate"](config, large, priors).weights.values()) == 4 * large
     found.most = max(found.most, before)
     assert_counted(found, STAGES["generate"](config, both, priors))
 
 
-def test_a_reconstruction_taken_up_again_holds_no_encoder(monkeypatch, root, tmp_path, backbone):
-    """Everything is decoded: the backbone is loaded after the encoders were dropped."""
+def test_encoders_dropped_as_they_are_loaded_draw_the_same(monkeypatch, root, tmp_path, backbone):
+    """As in a reconstruction that is taken up again: everything is decoded."""
     config = drawing(monkeypatch, root, tmp_path, backbone)
-    plain, loads = reconstruct.load_backbone, []
+    parts = reconstruct.setup(config)
     with held() as found:
-
-        def load_backbone(*given: Any) -> Any:
-            loads.append(found.now())
-            return plain(*given)
-
-        monkeypatch.setattr(reconstruct, "load_backbone", load_backbone)
-        decoder = reconstruct.setup(config, decoded=True).decoder
-        assert loads[0] < 4 * encoders()[0] / 10
-    first = reconstruct.setup(config)
-    decoded = reconstruct.embeddings_of(config, first)
-    first.decoder.release_encoders()
+        dropped = reconstruct.load_encoders(config, parts.targets, whole=False)
+        assert found.now() < 4 * both_encoders()[0] / 10
+    whole = reconstruct.load_encoders(config, parts.targets)
+    decoded = reconstruct.embeddings_of(config, parts, whole)
+    whole.release()
     rows = reconstruct.embeddings_in(decoded)
 
-    def drawn(by: Any) -> Any:
+    def drawn(encoders: Any) -> Any:
+        by = reconstruct.assemble(config, parts.targets, encoders)
         make = reconstruct.image_generator(config, by, lambda: pytest.fail("no CLIP"), rows)
         return [each.image.tobytes() for each in make(slice(0, 2))]
 
-    assert drawn(decoder) == drawn(first.decoder)
+    assert drawn(dropped) == drawn(whole)
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_encoders_are_loaded_for_a_reconstruction_that_has_to_decode(
-    monkeypatch, root, tmp_path, backbone, there
+class Moments:
+    """What is held when the backbone is loaded, and when embeddings are decoded."""
+
+    def __init__(self, monkeypatch: Any, found: Held) -> None:
+        self.loads: list[int] = []
+        self.decodings: list[int] = []
+        plain, decoding = UNet2DConditionModel.from_pretrained, BrainEncoders.decode_embeddings
+
+        def from_pretrained(*given: Any, **more: Any) -> Any:
+            self.loads.append(found.now())
+            return plain(*given, **more)
+
+        def decode_embeddings(*given: Any, **more: Any) -> Any:
+            self.decodings.append(found.now())
+            return decoding(*given, **more)
+
+        monkeypatch.setattr(UNet2DConditionModel, "from_pretrained", from_pretrained)
+        monkeypatch.setattr(BrainEncoders, "decode_embeddings", decode_embeddings)
+
+
+@pytest.mark.parametrize(
+    ("stage", "by"), [("reconstruct", "run"), ("decode", "run"), ("decode", "saved decoder")]
+)
+def test_no_unet_is_loaded_while_the_encoders_are_there(
+    monkeypatch, root, tmp_path, backbone, stage, by
 ):
-    config, asked = drawing(monkeypatch, root, tmp_path, backbone), []
+    """The whole commands: decoding holds the encoders alone, and they are gone before the U-Net
+    is loaded. Taken up again, nothing is decoded and nothing but the scale is loaded first.
+    """
+    config = drawing(monkeypatch, root, tmp_path / "run", backbone, generation__num_images="2")
+    for module in (reconstruct, decode):
+        monkeypatch.setattr(module, "fingerprint_of_files", lambda path: "made")
+    if stage == "decode":
+        monkeypatch.setattr(decode, "Targets", WithCLIP)
+        monkeypatch.setattr(decode, "modalities", lambda config: ("image", "text"))
+        monkeypatch.setattr(decode, "finetuned_folder", lambda config: None)
+        np.save(tmp_path / "voxels.npy", np.random.default_rng(0).normal(size=(2, 42)))
+        given = {"voxels": str(tmp_path / "voxels.npy"), "output": str(tmp_path / "images")}
+        if by == "saved decoder":
+            targets: Any = WithCLIP(config)
+            reconstruct.assemble(config, targets).save_pretrained(
+                tmp_path / "saved", captions=False
+            )
+            given["decoder"] = str(tmp_path / "saved")
+        config = config.model_copy(update={"decode": config.decode.model_copy(update=given)})
+    run = {
+        "reconstruct": lambda: reconstruct.reconstruct_into(config, tmp_path / "images"),
+        "decode": lambda: decode.decode(config),
+    }[stage]
+    gc.collect()
+    with held() as found, monkeypatch.context() as patch:
+        moments = Moments(patch, found)
+        folder = run()
+    both, _ = both_encoders()
+    assert moments.decodings == [pytest.approx(4 * both, rel=0.02)]
+    assert len(moments.loads) == 1 and moments.loads[0] < 4 * both / 10
+    pictures = {path.name: path.read_bytes() for path in folder.glob("*.png")}
+    assert len(pictures) == 2
+    for path in folder.glob("*.png"):
+        path.unlink()
+    with held() as found, monkeypatch.context() as patch:
+        moments = Moments(patch, found)
+        run()
+    assert not moments.decodings and len(moments.loads) == 1 and moments.loads[0] < 4 * both / 10
+    assert {path.name: path.read_bytes() for path in folder.glob("*.png")} == pictures
+
+
+@pytest.mark.parametrize("names", [("image",), ("image", "text"), ()])
+def test_a_run_keeps_the_experts_that_its_routers_mix(monkeypatch, root, tmp_path, backbone, names):
+    config = drawing(monkeypatch, root, tmp_path, backbone)
+    routers = {f"router_{name}": a_router(1) for name in names}
+    tuned = NOT_FINETUNED._replace(**routers, prior_order="levels")
+    monkeypatch.setattr(reconstruct, "load_finetuned", lambda folder: tuned)
+    parts = reconstruct.setup(config)
+    encoders = reconstruct.load_encoders(config, parts.targets)
+    assert (encoders.routed, encoders.prior_order) == (names, "levels")
+    found = reconstruct.embeddings_of(config, parts, encoders)
+    assert ("image_experts" in found) == bool(names)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_saved_decoder_is_decoded_by_its_own_order_routers_and_low_level_path(
+    monkeypatch, root, tmp_path, backbone, whole
+):
+    """Its encoders, loaded alone, decode as the whole decoder does."""
+    config = drawing(monkeypatch, root, tmp_path, backbone)
+    tuned = NOT_FINETUNED._replace(router_text=a_router(1), prior_order="step")
+    monkeypatch.setattr(reconstruct, "load_finetuned", lambda folder: tuned)
+    coarse = LatentEncoder({"2": 42}, side=8, hidden_dim=8, n_blocks=1, features=8).eval()
+    monkeypatch.setattr(reconstruct, "uses_low_level", lambda config: True)
+    monkeypatch.setattr(reconstruct, "load_latent_encoder", lambda config: coarse)
+    decoder = reconstruct.assemble(config, WithCLIP(config))  # type: ignore[arg-type]
+    decoder.save_pretrained(tmp_path / "saved", captions=False)
+    found = BrainEncoders.of_folder(tmp_path / "saved", whole)
+    assert (found.prior_order, found.routed) == ("step", ("text",))
+    assert (found.low_level is not None) == whole
+    if whole:
+        voxels = torch.randn(2, 3, 42, generator=torch.Generator().manual_seed(0))
+        mine, theirs = (x.decode_embeddings(voxels, 2, [4, 5]) for x in (found, decoder))
+        for name in ("image_clip_BTD", "text_clip_BTD", "latents_BChw"):
+            torch.testing.assert_close(getattr(mine, name), getattr(theirs, name))
+    else:  # the priors stay: they are applied at every step
+        prior = next(iter(found.image.prior.parameters()))
+        assert not prior.is_meta and next(iter(found.image.encoder.parameters())).is_meta
+
+
+def test_decoding_without_images_loads_no_unet(monkeypatch, root, tmp_path, backbone):
+    config = drawing(monkeypatch, root, tmp_path / "run", backbone)
+    monkeypatch.setattr(decode, "Targets", WithCLIP)
+    monkeypatch.setattr(decode, "modalities", lambda config: ("image", "text"))
+    monkeypatch.setattr(decode, "finetuned_folder", lambda config: None)
+    monkeypatch.setattr(decode, "fingerprint_of_files", lambda path: "made")
+    monkeypatch.setattr(decode, "load_decoder", lambda *_: pytest.fail("loaded"))
+    np.save(tmp_path / "voxels.npy", np.random.default_rng(0).normal(size=(2, 42)))
+    given = {
+        "voxels": str(tmp_path / "voxels.npy"),
+        "output": str(tmp_path / "images"),
+        "generate": False,
+    }
+    decode.decode(config.model_copy(update={"decode": config.decode.model_copy(update=given)}))
+    assert (tmp_path / "images" / EMBEDDINGS).is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "whole", "low_level"),
+    [
+        ({}, True, True),
+        ({"generation__source": "random"}, True, True),
+        ({"generation__source": "oracle"}, False, True),
+        ({"generation__decode_by": "encoding_model"}, False, True),
+    ],
+)
+def test_encoders_are_loaded_whole_where_they_read_voxels(
+    monkeypatch, root, tmp_path, backbone, more, whole, low_level
+):
+    config, asked = drawing(monkeypatch, root, tmp_path, backbone, **more), []
 
     class Stop(Exception):
         pass
 
-    def setup(config: Config, decoded: bool = False) -> Any:
-        asked.append(decoded)
+    def load(config: Config, targets: Any, *given: Any, **named: Any) -> Any:
+        asked.append((*given, named["low_level"]))
         raise Stop
 
-    monkeypatch.setattr(reconstruct, "setup", setup)
+    monkeypatch.setattr(reconstruct, "load_encoders", load)
     monkeypatch.setattr(reconstruct, "fingerprint_of_files", lambda path: "made")
-    folder = tmp_path / "images"
-    if there:
-        monkeypatch.setattr(run_folder.Run, "__enter__", run_folder.Run.__enter__)
-        plain = reconstruct.complete
-
-        def complete(*given: Any) -> bool:
-            (folder / EMBEDDINGS).write_bytes(b"decoded")
-            return plain(*given)
-
-        monkeypatch.setattr(reconstruct, "complete", complete)
     with pytest.raises(Stop):
-        reconstruct.reconstruct_into(config, folder)
-    assert asked == [there]
+        reconstruct.reconstruct_into(config, tmp_path / "images")
+    assert asked == [(whole, low_level)]
 
 
 def test_a_decoder_without_its_encoders_can_be_moved_and_has_no_low_level_path(
@@ -236,10 +359,15 @@ def test_a_decoder_without_its_encoders_can_be_moved_and_has_no_low_level_path(
     coarse = LatentEncoder({"2": 6}, side=8, hidden_dim=8, n_blocks=1, features=8)
     monkeypatch.setattr(reconstruct, "uses_low_level", lambda config: True)
     monkeypatch.setattr(reconstruct, "load_latent_encoder", lambda config: deepcopy(coarse))
-    assert reconstruct.assemble(config, WithCLIP(config)).brain_low_level is not None  # type: ignore[arg-type]
-    decoder = reconstruct.assemble(config, WithCLIP(config), decoded=True)  # type: ignore[arg-type]
-    assert decoder.brain_low_level is None
-    decoder = reconstruct.assemble(config, WithCLIP(config))  # type: ignore[arg-type]
+    targets: Any = WithCLIP(config)
+    assert reconstruct.assemble(config, targets).brain_low_level is not None
+    encoders = reconstruct.load_encoders(config, targets, whole=False, low_level=False)
+    assert encoders.low_level is None
+    encoders = reconstruct.load_encoders(config, targets, whole=False)
+    assert encoders.low_level is not None  # of responses that an encoding model decodes
+    encoders.release()
+    assert reconstruct.assemble(config, targets, encoders).brain_low_level is None
+    decoder = reconstruct.assemble(config, targets)
     decoder.release_encoders()
     assert decoder.brain_low_level is None
     decoder.to("cpu", torch.bfloat16)
@@ -292,7 +420,7 @@ def test_fine_tuning_holds_what_is_counted(monkeypatch, root, tmp_path, more):
         before, found.most = found.most, 0
         rows, generator = parts.data.train.rows[:1], torch.Generator().manual_seed(0)
         diffusion_step.step(parts.model, rows, parts, config, generator)
-    both, priors = encoders()
+    both, priors = both_encoders()
     assert before <= 1.02 * STAGES["fine-tune"](config, both, priors).total
     need = STAGES["fine-tune"](config, 0, priors)  # the moment of a step
     own = need.weights["lora"] // 4  # of 16 bytes 12 are gradients and moments

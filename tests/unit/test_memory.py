@@ -167,7 +167,7 @@ def test_targets_give_back_their_models(monkeypatch, root, tmp_path):
 
 
 @pytest.mark.parametrize("source", ["oracle", "brain"])
-def test_true_embeddings_are_computed_before_the_unet_is_loaded(
+def test_true_embeddings_are_computed_before_any_model_of_the_decoder_is_loaded(
     monkeypatch, root, tmp_path, source
 ):
     events: list[str] = []
@@ -184,14 +184,14 @@ def test_true_embeddings_are_computed_before_the_unet_is_loaded(
     monkeypatch.setattr(reconstruct, "check_generation", lambda config: None)
     monkeypatch.setattr(reconstruct, "modalities", lambda config: ("image", "text"))
 
-    def assemble(config, targets, decoded):
-        events.append("assemble")
-        return decoder_of()
-
-    monkeypatch.setattr(reconstruct, "assemble", assemble)
-    reconstruct.setup(tiny_config(root, tmp_path, generation__source=source))
-    before = ["image", "text", "free"] if source == "oracle" else []
-    assert events == [*before, "assemble"]
+    for name in ("load_embedding_decoder", "load_latent_encoder", "load_backbone"):
+        monkeypatch.setattr(reconstruct, name, lambda *_: pytest.fail("loaded by setup"))
+    config = tiny_config(root, tmp_path, generation__source=source)
+    reconstruct.setup(config)
+    assert events == (["image", "text", "free"] if source == "oracle" else [])
+    events.clear()
+    reconstruct.setup(config, decodes=False)
+    assert not events
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,9 @@ def test_dropped_models_are_given_back(monkeypatch, root, tmp_path, where):
         )
         Targets(tiny_config(root, tmp_path / "run")).free()
     else:
-        monkeypatch.setattr("braingen.generation.pipeline.give_back", lambda: given.append(where))
+        monkeypatch.setattr(
+            "braingen.generation.brain_encoders.give_back", lambda: given.append(where)
+        )
         decoder_of().release_encoders()
     assert given == [where]
 

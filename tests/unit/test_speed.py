@@ -100,8 +100,13 @@ def test_refining_and_decoding_prepare_the_unet(tmp_path):
     decoder_of().save_pretrained(tmp_path / "decoder")
     given = {"decode.decoder": str(tmp_path / "decoder"), "run.device": "cpu"}
     last = {**given, "generation.memory_format": "channels_last"}
-    assert is_channels_last(decode.load_decoder(load_config(None, last)).unet)
-    assert not is_channels_last(decode.load_decoder(load_config(None, given)).unet)
+
+    def loaded(settings: dict[str, str]) -> BrainDecoder:
+        config = load_config(None, settings)
+        return decode.load_decoder(config, None, decode.read_encoders(config, None, whole=False))
+
+    assert is_channels_last(loaded(last).unet)
+    assert not is_channels_last(loaded(given).unet)
 
 
 # --- a fused LoRA ----------------------------------------------------------------

@@ -18,7 +18,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 import torch
 from torch import Tensor, nn
-from unit.fake_backbone import fake_backbone
+from unit.fake_backbone import fake_backbone, write_fake_backbone
 from unit.tiny_finetuning import TableTargets, table, text_encoder, tiny_embedding_decoder
 from unit.tiny_training import spy, tiny_config, with_a_gap
 
@@ -26,7 +26,7 @@ from braingen.config import Config
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials, train_trials
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
-from braingen.generation import captions
+from braingen.generation import brain_encoders, captions
 from braingen.generation import pipeline as diffusion_decoder
 from braingen.generation import reconstruct as stage
 from braingen.generation import refine as refine_stage
@@ -88,7 +88,9 @@ def a_decoder(**more: Any) -> BrainDecoder:
 def responses_of(config: Config, decoder: Any, subject: int = 2) -> dict[str, Tensor]:
     layout = Layout.of(config.data.root)
     repeats = group_repeats(with_a_gap(test_trials(layout, subject)))
-    return stage.decode_responses(config, decoder, repeats, Betas.of(layout, subject), subject)
+    return stage.decode_responses(
+        config, decoder.encoders, repeats, Betas.of(layout, subject), subject
+    )
 
 
 @pytest.mark.parametrize("routed", [False, True])
@@ -193,7 +195,7 @@ def test_priors_are_sampled_with_noise_of_image_seed_and_encoder(root, tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         spy(
             patch,
-            diffusion_decoder,
+            brain_encoders,
             "seeded_noise",
             lambda ids, shape, seed, purpose: seeds.append((list(ids), seed, purpose)),
         )
@@ -205,8 +207,8 @@ def test_the_ceiling_is_made_of_true_embeddings_and_of_nothing_that_was_measured
     config = tiny_config(root, tmp_path, generation__source="oracle")
     decoder = a_decoder()
     repeats = group_repeats(test_trials(Layout.of(root), 1))
-    parts = stage.ReconstructionParts(decoder, repeats, None, 1, TableTargets())  # type: ignore[arg-type]
-    found = stage.embeddings_of(config, parts)
+    parts = stage.ReconstructionParts(repeats, None, 1, TableTargets())  # type: ignore[arg-type]
+    found = stage.embeddings_of(config, parts, decoder.encoders)
     assert found["ids"].tolist() == repeats.image_N.tolist() and "image_experts" not in found
     for name, embedding_decoder in (("image", decoder.brain_image), ("text", decoder.brain_text)):
         true = table(name)[repeats.image_N]
@@ -307,7 +309,9 @@ def test_a_decoder_is_assembled_of_its_own_encoders_scheduler_and_what_was_tuned
     )
 
 
-def test_a_decoder_of_other_widths_is_refused(monkeypatch, root, tmp_path):
+@pytest.mark.parametrize("files", [True, False])
+def test_a_decoder_of_other_widths_is_refused(monkeypatch, root, tmp_path, files):
+    """Before the backbone is loaded, where its files are on this machine."""
     encoder = {
         "subjects": {"1": 41},
         "clip_seq_dim": 1,
@@ -317,7 +321,12 @@ def test_a_decoder_of_other_widths_is_refused(monkeypatch, root, tmp_path):
         "exp_factor_list": [2],
     }
     narrow = EmbeddingDecoder("BrainMoEMulti", encoder, None).eval()
-    monkeypatch.setattr(stage, "load_backbone", lambda *_, **__: fake_backbone())
+
+    def load_backbone(*_: Any) -> Any:
+        return pytest.fail("loaded first") if files else fake_backbone()
+
+    monkeypatch.setattr(stage, "load_backbone", load_backbone)
+    path = write_fake_backbone(tmp_path / "backbone") if files else "somewhere"
     monkeypatch.setattr(
         stage,
         "load_embedding_decoder",
@@ -326,17 +335,12 @@ def test_a_decoder_of_other_widths_is_refused(monkeypatch, root, tmp_path):
     monkeypatch.setattr(stage, "modalities", lambda config: ("image", "text"))
     monkeypatch.setattr(stage, "finetuned_folder", lambda config: None)
     with pytest.raises(UserError, match="text encoder predicts 1 x 64"):
-        stage.assemble(tiny_config(root, tmp_path), TableTargets())  # type: ignore[arg-type]
+        stage.assemble(tiny_config(root, tmp_path, backbone__path=str(path)), TableTargets())  # type: ignore[arg-type]
 
 
 def test_setup_takes_the_test_images_of_the_first_subject(monkeypatch, root, tmp_path):
     monkeypatch.setattr(stage, "Targets", TableTargets)
     monkeypatch.setattr(stage, "modalities", lambda config: ("image", "text"))
-    monkeypatch.setattr(
-        stage,
-        "assemble",
-        lambda config, *_: SimpleNamespace(set_progress_bar_config=lambda disable: None),
-    )
     parts = stage.setup(
         tiny_config(root, tmp_path, data__subjects="2,1", generation__num_images="3")
     )
@@ -361,15 +365,12 @@ class FakeDecoder:
             tiny_embedding_decoder("image"),
             tiny_embedding_decoder("text"),
         )
+        self.encoders = brain_encoders.BrainEncoders(self.brain_image, self.brain_text)
         self.form = SimpleNamespace()
         self.scheduler = SimpleNamespace(timesteps=torch.tensor([900.0, 100.0]))
         self.unet = fake_backbone().unet
         self.drawn: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self.merged: list[bool] = []
-
-    def release_encoders(self) -> None:
-        for embedding_decoder in (self.brain_image, self.brain_text):
-            embedding_decoder.keep_scale()
 
     def generate(self, *arguments: Any, **named: Any) -> Tensor:
         self.drawn.append((arguments, named))
@@ -897,9 +898,11 @@ def reconstructed(
     monkeypatch.setattr(
         stage,
         "setup",
-        lambda config, decoded: stage.ReconstructionParts(decoder, None, None, 1, TableTargets()),
+        lambda config, decodes: stage.ReconstructionParts(None, None, 1, TableTargets()),
     )  # type: ignore[arg-type]
-    monkeypatch.setattr(stage, "embeddings_of", lambda config, parts: found)
+    monkeypatch.setattr(stage, "load_encoders", lambda *_, **__: decoder.encoders)
+    monkeypatch.setattr(stage, "assemble", lambda *_: decoder)
+    monkeypatch.setattr(stage, "embeddings_of", lambda *_: found)
     monkeypatch.setattr(stage, "negative_condition", lambda *_: None)
     monkeypatch.setattr(stage, "modalities", lambda config: ("image", "text"))
     monkeypatch.setattr(stage, "finetuned_folder", lambda config: tuned)

@@ -178,7 +178,7 @@ def _low_level(config: Config) -> int:
 
 
 def generating(config: Config, encoders: int, priors: int | None = None) -> StageNeed:
-    """`reconstruct` and `decode`.
+    """`reconstruct` and `decode`: encoders first, and the backbone when they are gone.
 
     Parameters
     ----------
@@ -195,11 +195,7 @@ def generating(config: Config, encoders: int, priors: int | None = None) -> Stag
         "ip_adapter": numbers["ip_adapter"] * size,
         "vae": numbers["vae"] * 4,
     }
-    before = {
-        **{part: weights[part] for part in ("unet", "ip_adapter", "vae")},
-        "encoders": encoders * 4,
-        "low-level path": 4 * _low_level(config),
-    }
+    before = {"encoders": encoders * 4, "low-level path": 4 * _low_level(config)}
     side, batch = picture_side(config, chosen.size), batch_of(chosen.batch_size)
     if config.router.prior_order == "step":
         weights["priors"] = 4 * (encoders if priors is None else priors)

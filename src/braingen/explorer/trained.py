@@ -104,7 +104,6 @@ def trained_run(folder: Path, given: Config, preview_steps: int) -> ExploredRun:
     layout, subject = Layout.of(config.data.root), config.data.subjects[0]
     targets = Targets(config)
     decoder = assemble(config, targets)
-    decoder.set_progress_bar_config(disable=True)
     repeats, betas = group_repeats(test_trials(layout, subject)), Betas.of(layout, subject)
     if betas.voxels != decoder.voxel_count(subject):
         raise UserError(

@@ -14,6 +14,7 @@ from braingen.config import Config
 from braingen.config.shipped import backbone_folder
 from braingen.data.voxel_file import SUFFIXES, load_responses, voxel_file, with_folders_statistics
 from braingen.encoders.trained import modalities
+from braingen.generation.brain_encoders import BrainEncoders
 from braingen.generation.by_encoding_model import uses_encoding_model
 from braingen.generation.pipeline import BrainDecoder
 from braingen.generation.reconstruct import (
@@ -21,6 +22,7 @@ from braingen.generation.reconstruct import (
     check_generation,
     decode_responses,
     generate_images,
+    load_encoders,
     write_index,
 )
 from braingen.generation.resumable import output_files
@@ -49,17 +51,43 @@ def decoded_folder(config: Config) -> Path:
     return config.run.folder / "decoded" / folder_name(config.decode.voxels, SUFFIXES)
 
 
-def load_decoder(config: Config) -> BrainDecoder:
-    """Load the decoder in the settings, or assemble one from the run's encoders."""
-    if not config.decode.decoder:
-        decoder = assemble(config, Targets(config))
-    else:
-        decoder = BrainDecoder.from_pretrained(config.decode.decoder)
-        decoder.register_modules(
-            scheduler=scheduler_named(config.generation.scheduler, decoder.scheduler)
-        )
-        decoder = decoder.to(device_of(config), generation_type(config))
-        prepare_unet(decoder.unet, config)
+def read_encoders(config: Config, targets: Targets | None, whole: bool) -> BrainEncoders:
+    """Load the encoders of the decoder in the settings, or of the run.
+
+    Parameters
+    ----------
+    targets : Targets | None
+        Of the run's data; None with a saved decoder.
+    whole : bool
+        Whether they decode (:func:`braingen.generation.reconstruct.load_encoders`).
+    """
+    if targets is not None:
+        return load_encoders(config, targets, whole, low_level=whole)
+    found = BrainEncoders.of_folder(decoder_folder(config.decode.decoder), whole)
+    return found.to(device_of(config))
+
+
+def load_decoder(config: Config, targets: Targets | None, encoders: BrainEncoders) -> BrainDecoder:
+    """Load the backbone to released encoders: that of the saved decoder, or that in the settings.
+
+    Parameters
+    ----------
+    targets, encoders : Targets | None, BrainEncoders
+        As for :func:`read_encoders`, and what it returned.
+    """
+    if targets is not None:
+        return assemble(config, targets, encoders)
+    there = {
+        "brain_image": encoders.image,
+        "brain_text": encoders.text,
+        "brain_low_level": encoders.low_level,
+    }
+    decoder = BrainDecoder.from_pretrained(config.decode.decoder, **there)
+    decoder.register_modules(
+        scheduler=scheduler_named(config.generation.scheduler, decoder.scheduler)
+    )
+    decoder = decoder.to(device_of(config), generation_type(config))
+    prepare_unet(decoder.unet, config)
     decoder.set_progress_bar_config(disable=True)
     return decoder
 
@@ -137,10 +165,13 @@ def decode(config: Config) -> Path:
     voxel_file(config.decode.voxels)  # reports a wrong path before the slow loading of the decoder
     one_subject(config, "braingen decode")
     subject = config.data.subjects[0]
-    decoder = load_decoder(config)
+    folder, workers = decoded_folder(config), Workers(config)
+    decodes = workers.main and not (folder / EMBEDDINGS).exists()
+    targets = None if config.decode.decoder else Targets(config)
+    encoders = read_encoders(config, targets, whole=decodes)
     layout, as_they_are = Layout.of(config.data.root), config.decode.zscore == "none"
     given = load_responses(
-        config.decode.voxels, subject, decoder.voxel_count(subject), layout, as_they_are
+        config.decode.voxels, subject, encoders.voxel_count(subject), layout, as_they_are
     )
     if not as_they_are:
         given = with_folders_statistics(given, layout, subject)
@@ -148,7 +179,6 @@ def decode(config: Config) -> Path:
     if config.generation.num_images:
         count = config.generation.num_images
         repeats = repeats._replace(image_N=repeats.image_N[:count], rows_NR=repeats.rows_NR[:count])
-    folder, workers = decoded_folder(config), Workers(config)
     settings = config.model_dump(
         mode="json",
         include={
@@ -171,13 +201,14 @@ def decode(config: Config) -> Path:
         ):
             return folder
         started = time.monotonic()
-        if workers.main and not (folder / EMBEDDINGS).exists():
+        if decodes:
             with replaced_path(folder / EMBEDDINGS) as temporary:
-                decoded = decode_responses(config, decoder, repeats, given, subject)
+                decoded = decode_responses(config, encoders, repeats, given, subject)
                 save_file({name: rows.contiguous() for name, rows in decoded.items()}, temporary)
+            encoders.release()  # before the backbone is loaded
         workers.wait()
         if config.decode.generate:
-            decoder.release_encoders()
+            decoder = load_decoder(config, targets, encoders)
             generate_images(config, decoder, _image_encoder(config), folder, workers)
         if workers.main:
             if config.decode.generate:

@@ -6,7 +6,7 @@ cross-attention width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,14 +19,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from braingen.config.shipped import backbone_folder
-from braingen.encoders.confidence import Closeness, read_features
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.encoders.latent_encoder import LatentEncoder
+from braingen.generation.brain_encoders import BrainEncoders, refuse_half, refuse_level
 from braingen.generation.conditioned_unet import (
-    DecodedVoxels,
     PriorOrder,
     RoutingRecorder,
-    decode_voxels,
     expert_counts,
     source_of,
 )
@@ -36,7 +34,6 @@ from braingen.generation.output import (
     Decoded,
     DecodedEmbeddings,
     DecodingUncertainty,
-    spread_of_presentations,
     spread_of_samples,
 )
 from braingen.generation.sampling import (
@@ -45,7 +42,6 @@ from braingen.generation.sampling import (
     decode_latents,
     denoise,
     latent_shape,
-    refuse_not_finite_rows,
     seeded_generators,
     seeded_noise,
 )
@@ -263,23 +259,18 @@ class BrainDecoder(StoredPipeline):
 
         Priors stay where they are applied at every step.
         """
-        for embedding_decoder in (self.brain_image, self.brain_text):
-            if embedding_decoder is not None:
-                embedding_decoder.keep_scale(prior=self.config.prior_order == "step")
         self.brain_low_level = None
-        give_back()
+        self.encoders.release()
 
-    def _refuse_half(self, *names: str) -> None:
-        """Refuse encoders and routers that were put in half precision by hand."""
-        for name in names:
-            part = getattr(self, name)
-            if part is not None and part.dtype != torch.float32:
-                raise UserError(
-                    f"decoder.{name} is in {str(part.dtype).removeprefix('torch.')}; encoders,"
-                    " priors and routers compute in float32, and half precision is the U-Net's:"
-                    f" undo it with decoder.{name}.to(torch.float32), and use"
-                    " decoder.to(torch.float16)."
-                )
+    @property
+    def encoders(self) -> BrainEncoders:
+        """What decodes voxels, without the backbone."""
+        routed = tuple(
+            name for name in ("image", "text") if getattr(self, f"router_{name}") is not None
+        )
+        return BrainEncoders(
+            self.brain_image, self.brain_text, self.brain_low_level, self.config.prior_order, routed
+        )
 
     @torch.no_grad()
     def decode_embeddings(
@@ -307,59 +298,13 @@ class BrainDecoder(StoredPipeline):
         experts : bool, optional
             Keep the output of every expert even where no router needs it.
         """
-        present_BR = (
-            torch.ones(voxels_BRV.shape[:2], dtype=torch.bool) if present_BR is None else present_BR
-        )
-        order: PriorOrder = self.config.prior_order
-        self._refuse_half("brain_image", "brain_text", "brain_low_level")
-
-        def one(
-            name: str, embedding_decoder: EmbeddingDecoder, router: DiffuseRouter | None
-        ) -> DecodedVoxels:
-            noise = _prior_noise(embedding_decoder, name, image_ids, seed)
-            return decode_voxels(
-                embedding_decoder,
-                voxels_BRV,
-                subject,
-                present_BR,
-                order,
-                experts=experts or router is not None,
-                noise=noise,
-            )
-
-        image = one("image", self.brain_image, self.router_image)
-        text = None if self.brain_text is None else one("text", self.brain_text, self.router_text)
-        for name, found in (("image", image), ("text", text)):
-            for values in () if found is None else (*found.stack[:2], found.clip_BTD):
-                refuse_not_finite_rows(values, image_ids, f"The decoded {name} embedding")
-        latents = None
-        if self.brain_low_level is not None:
-            latents = self.brain_low_level.latents(voxels_BRV, subject, present_BR)
-            refuse_not_finite_rows(latents, image_ids, "The coarse image")
-        return DecodedEmbeddings(
-            image.stack,
-            None if text is None else text.stack,
-            image.clip_BTD,
-            None if text is None else text.clip_BTD,
-            latents,
+        return self.encoders.decode_embeddings(
+            voxels_BRV, subject, image_ids, seed, present_BR, experts
         )
 
     def unrouted(self, embeddings: DecodedEmbeddings) -> Decoded:
         """The embeddings of the whole encoders, unrouted."""
-
-        def one(embedding_decoder: EmbeddingDecoder, stack: ExpertStack) -> Tensor:
-            output_BTD = stack.output_BTD
-            scale = embedding_decoder.scale.to(output_BTD.device)
-            last = self.config.prior_order == "step"
-            return scale.in_clip_units(
-                embedding_decoder.through_prior(output_BTD) if last else output_BTD
-            )
-
-        image_BTD = one(self.brain_image, embeddings.image)
-        text_BTD = None
-        if self.brain_text is not None and embeddings.text is not None:
-            text_BTD = one(self.brain_text, embeddings.text)
-        return Decoded(image_BTD, text_BTD, embeddings.image_clip_BTD, embeddings.text_clip_BTD)
+        return self.encoders.unrouted(embeddings)
 
     @torch.no_grad()
     def embed(
@@ -455,7 +400,7 @@ class BrainDecoder(StoredPipeline):
             Float32 in [0, 1]. The same id, seed and sample start from the same noise, in whatever
             batch.
         """
-        self._refuse_half("router_image", "router_text")
+        refuse_half(router_image=self.router_image, router_text=self.router_text)
         refuse_side(size, vae_factor(self.vae), "size", multiple=False)
         size = size or image_size(self.unet, self.vae)
         purpose = f"picture {sample}" if sample else "picture"
@@ -638,7 +583,9 @@ class BrainDecoder(StoredPipeline):
                     ).cpu()
                 )
             mixed.append(recorder.tensors())
-        errors_B, cosine = self._certainty(voxels_BRV, subject, given.present_BR, batch_size)
+        errors_B, cosine = self.encoders.certainty(
+            voxels_BRV, subject, given.present_BR, batch_size
+        )
         self.maybe_free_model_hooks()  # with enable_model_cpu_offload
         routing = {name: torch.cat([part[name] for part in mixed]) for name in mixed[0]}
         columns = zip(Decoded._fields, zip(*parts))
@@ -675,30 +622,6 @@ class BrainDecoder(StoredPipeline):
             )
         return negative_condition(self.form, backbone_folder(str(backbone)), prompt)
 
-    def _certainty(
-        self, voxels_BRV: Tensor, subject: int, present_BR: Tensor, batch_size: int
-    ) -> tuple[Tensor | None, Closeness | None]:
-        """Standard error of the image embedding over presentations, B (None with one each), and
-        how close it is (None without calibration).
-        """
-        repeated = int(present_BR.sum(1).max()) > 1
-        confidence = self.brain_image.confidence
-        if not repeated and confidence is None:
-            return None, None
-        errors, close = [], []
-        for start in range(0, len(voxels_BRV), batch_size):
-            voxels, present = (x[start : start + batch_size] for x in (voxels_BRV, present_BR))
-            each = self.brain_image(voxels.flatten(0, 1), subject).backbone_BTD
-            each_BRTD = each.unflatten(0, voxels.shape[:2])
-            error_B = spread_of_presentations(each_BRTD, present)
-            errors.append(torch.full((len(voxels),), torch.nan) if error_B is None else error_B)
-            if confidence is not None:
-                present = present.to(each.device)
-                read = read_features(each_BRTD, present, self.brain_image.predicted)
-                close.append(confidence(read.features_BF, present.sum(1)))
-        whole = Closeness(*(torch.cat(x).cpu() for x in zip(*close))) if close else None
-        return torch.cat(errors) if repeated else None, whole
-
     def voxel_count(self, subject: int) -> int:
         """How many voxels a subject has.
 
@@ -707,40 +630,7 @@ class BrainDecoder(StoredPipeline):
         UserError
             When the embedding decoders do not know the subject.
         """
-        known = self.brain_image.config.encoder_config["subjects"]
-        if str(subject) not in known:
-            raise UserError(
-                f"This decoder does not know subject {subject}; it was trained with"
-                f" {', '.join(known)}."
-            )
-        return int(known[str(subject)])
-
-
-def refuse_level(counts: Mapping[str, Sequence[int]], level: int, name: str) -> None:
-    """Refuse a level that an encoder has not.
-
-    Parameters
-    ----------
-    counts : Mapping[str, Sequence[int]]
-        'image', 'text' -> experts of every level, of the encoders that are used.
-    name : str
-        Of the setting, begins the message.
-
-    Raises
-    ------
-    UserError
-        For the first encoder without that level.
-    """
-    for encoder, experts in counts.items():
-        if len(experts) == 1:
-            raise UserError(
-                f"{name} = {level} has no effect: the {encoder} encoder has no levels. Leave it"
-                " out."
-            )
-        if not 0 <= level < len(experts):
-            raise UserError(
-                f"{name} = {level}, but the {encoder} encoder has levels 0 to {len(experts) - 1}."
-            )
+        return self.encoders.voxel_count(subject)
 
 
 def fitting(latents_B4hw: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -770,13 +660,3 @@ def to_pil(images_B3HW: Tensor) -> list[Image.Image]:
     """Pictures in [0, 1] to Pillow's, rounded to 8 bits."""
     pixels = (images_B3HW * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(picture) for picture in pixels]
-
-
-def _prior_noise(
-    embedding_decoder: EmbeddingDecoder, name: str, image_ids: Sequence[int], seed: int
-) -> Tensor | None:
-    return (
-        seeded_noise(image_ids, embedding_decoder.noise_shape, seed, f"prior of {name}")
-        if embedding_decoder.noise_shape
-        else None
-    )

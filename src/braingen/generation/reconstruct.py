@@ -29,12 +29,17 @@ from braingen.data.voxel_file import Responses, odd_scale
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.encoders.trained import load_embedding_decoder, load_latent_encoder, modalities
 from braingen.generation.batch import batch_of, batch_that_fits
+from braingen.generation.brain_encoders import BrainEncoders, refuse_level
 from braingen.generation.by_encoding_model import ByEncodingModel, uses_encoding_model
 from braingen.generation.captions import training_captions
-from braingen.generation.compatibility import refuse_incompatible, refuse_other_widths
+from braingen.generation.compatibility import (
+    form_of_files,
+    refuse_incompatible,
+    refuse_other_widths,
+)
 from braingen.generation.conditioned_unet import RoutingRecorder, expert_counts
 from braingen.generation.lora import merged_lora
-from braingen.generation.pipeline import BrainDecoder, negative_condition, refuse_level, to_pil
+from braingen.generation.pipeline import BrainDecoder, negative_condition, to_pil
 from braingen.generation.rerank import Similarity, best_of, by_embedding
 from braingen.generation.resumable import (
     GeneratedImage,
@@ -45,7 +50,12 @@ from braingen.generation.resumable import (
 )
 from braingen.generation.sampling import CoarseImage, decode_latents, seeded_noise
 from braingen.generation.speed import prepare_unet
-from braingen.generation.trained_modules import NOT_FINETUNED, finetuned_folder, load_finetuned
+from braingen.generation.trained_modules import (
+    NOT_FINETUNED,
+    FinetunedModules,
+    finetuned_folder,
+    load_finetuned,
+)
 from braingen.pretrained.hub import backbone_key
 from braingen.pretrained.sdxl import (
     image_size,
@@ -90,51 +100,87 @@ LATENTS = "latents"
 
 
 class ReconstructionParts(NamedTuple):
-    """Everything a reconstruction needs: decoder, test trials, voxels and targets."""
+    """What a reconstruction has before any model: test trials, voxels and targets."""
 
-    decoder: BrainDecoder
     repeats: Repeats
     betas: Betas
     subject: int
     targets: Targets
 
 
-def assemble(config: Config, targets: Targets, decoded: bool = False) -> BrainDecoder:
-    """Assemble trained encoders, the backbone and the fine-tuned modules into one decoder.
+def tuned_modules(config: Config) -> FinetunedModules:
+    """LoRA file, routers and order of the prior of the fine-tuning that is used."""
+    folder = finetuned_folder(config)
+    return load_finetuned(folder) if folder is not None else NOT_FINETUNED
+
+
+def load_encoders(
+    config: Config, targets: Targets, whole: bool = True, low_level: bool = True
+) -> BrainEncoders:
+    """Load the trained encoders, and no part of the backbone.
 
     Parameters
     ----------
-    decoded : bool, optional
-        Everything is decoded already, as after an interruption: encoders are dropped again before
-        the backbone is loaded (:meth:`BrainDecoder.release_encoders`).
+    whole : bool, optional
+        Load everything of them; else each is dropped again before the next but for what generation
+        needs (:meth:`BrainEncoders.release`).
+    low_level : bool, optional
+        Load the low-level path too, where it is used.
+
+    Raises
+    ------
+    UserError
+        When one is missing, or its embeddings have other widths than the backbone's files say.
     """
-    text_form = targets.text_form
-    folder = finetuned_folder(config)
-    tuned = load_finetuned(folder) if folder is not None else NOT_FINETUNED
+    form = form_of_files(config, targets.text_form)
+    tuned = tuned_modules(config)
 
     def encoder(modality: Literal["image", "text"]) -> EmbeddingDecoder:
         found = load_embedding_decoder(config, modality)
-        if decoded:
+        if not whole:
             found.keep_scale(prior=tuned.prior_order == "step")
             give_back()
         return found
 
     image = encoder("image")
     text = encoder("text") if "text" in modalities(config) else None
-    low_level = load_latent_encoder(config) if uses_low_level(config) and not decoded else None
+    if form is not None:
+        refuse_other_widths(form, image, text)
+    path = load_latent_encoder(config) if low_level and uses_low_level(config) else None
+    routers = {"image": tuned.router_image, "text": tuned.router_text}
+    routed = tuple(name for name, router in routers.items() if router is not None)
+    return BrainEncoders(image, text, path, tuned.prior_order, routed).to(device_of(config))
+
+
+def assemble(
+    config: Config, targets: Targets, encoders: BrainEncoders | None = None
+) -> BrainDecoder:
+    """Assemble trained encoders, the backbone and the fine-tuned modules into one decoder.
+
+    Parameters
+    ----------
+    encoders : BrainEncoders | None, optional
+        Those of :func:`load_encoders`, released where everything is decoded already; loaded whole,
+        and kept beside the backbone, when left out.
+    """
+    text_form = targets.text_form
+    encoders = encoders or load_encoders(config, targets)
+    image, text = encoders.image, encoders.text
     backbone = load_backbone(
         config.backbone.path, config.backbone.ip_adapter, generation_type(config)
     )
     backbone = backbone._replace(
         scheduler=scheduler_named(config.generation.scheduler, backbone.scheduler)
     )
+    tuned = tuned_modules(config)
     decoder = BrainDecoder.assemble(
-        image, text, *backbone, text_form, low_level=low_level, **tuned._asdict()
+        image, text, *backbone, text_form, low_level=encoders.low_level, **tuned._asdict()
     )
     refuse_other_widths(decoder.form, image, text)
     _describe(decoder, config, targets)
     decoder.to(device_of(config))
     prepare_unet(decoder.unet, config)
+    decoder.set_progress_bar_config(disable=True)
     return decoder
 
 
@@ -193,13 +239,13 @@ def repeats_to_generate(config: Config) -> Repeats:
     return Repeats(repeats.image_N[:count], repeats.rows_NR[:count])
 
 
-def setup(config: Config, decoded: bool = False) -> ReconstructionParts:
-    """Load all parts, and fail early.
+def setup(config: Config, decodes: bool = True) -> ReconstructionParts:
+    """Check the settings and find the data, before any model is loaded.
 
     Parameters
     ----------
-    decoded : bool, optional
-        Whether this process decodes nothing (:func:`assemble`).
+    decodes : bool, optional
+        Whether this process decodes: of an oracle the true embeddings are computed then.
     """
     if not (config.generation.use_image or config.generation.use_text):
         raise UserError(
@@ -216,13 +262,16 @@ def setup(config: Config, decoded: bool = False) -> ReconstructionParts:
     subject = config.data.subjects[0]
     repeats = repeats_to_generate(config)
     targets = Targets(config)
-    if config.generation.source == "oracle" and not decoded:  # computed before the U-Net is there
+    if config.generation.source == "oracle" and decodes:  # before the encoders are there
         for name in _known(config):
             targets.of(name, repeats.image_N)
         targets.free()
-    decoder = assemble(config, targets, decoded)
-    decoder.set_progress_bar_config(disable=True)
-    return ReconstructionParts(decoder, repeats, Betas.of(layout, subject), subject, targets)
+    return ReconstructionParts(repeats, Betas.of(layout, subject), subject, targets)
+
+
+def reads_voxels(config: Config) -> bool:
+    """Whether the encoders are run; true embeddings and encoding models need their scale alone."""
+    return config.generation.source != "oracle" and config.generation.decode_by == "encoder"
 
 
 def _known(config: Config) -> tuple[str, ...]:
@@ -231,37 +280,38 @@ def _known(config: Config) -> tuple[str, ...]:
     return tuple(name for name in modalities(config) if name == "image" or captions)
 
 
-def embeddings_of(config: Config, parts: ReconstructionParts) -> dict[str, Tensor]:
+def embeddings_of(
+    config: Config, parts: ReconstructionParts, encoders: BrainEncoders
+) -> dict[str, Tensor]:
     """Return embeddings of all test images from the configured source.
 
     The keys are ``image``, ``text``, ``image_clip``, ``text_clip`` and ``ids``.
     """
+    if reads_voxels(config):
+        return decode_responses(config, encoders, parts.repeats, parts.betas, parts.subject)
     if config.generation.source != "oracle":
-        if config.generation.decode_by == "encoding_model":
-            model = ByEncodingModel(config, parts.targets, parts.repeats, parts.betas)
-            found = model.decode(parts.decoder.brain_image, parts.decoder.brain_text)
-            if (low_level := parts.decoder.brain_low_level) is not None:
-                voxels_NV = torch.from_numpy(model.responses_NV).float().to(low_level.device)
-                found[LATENTS] = low_level.latents_of(voxels_NV, parts.subject).float().cpu()
-            return found
-        return decode_responses(config, parts.decoder, parts.repeats, parts.betas, parts.subject)
-    ids, embedding_decoder = parts.repeats.image_N, parts.decoder
+        model = ByEncodingModel(config, parts.targets, parts.repeats, parts.betas)
+        found = model.decode(encoders.image, encoders.text)
+        if (low_level := encoders.low_level) is not None:
+            voxels_NV = torch.from_numpy(model.responses_NV).float().to(low_level.device)
+            found[LATENTS] = low_level.latents_of(voxels_NV, parts.subject).float().cpu()
+        return found
+    ids = parts.repeats.image_N
     found = {"ids": torch.from_numpy(ids)}
-    for name, encoder in (
-        ("image", embedding_decoder.brain_image),
-        ("text", embedding_decoder.brain_text),
-    ):
+    for name, encoder in (("image", encoders.image), ("text", encoders.text)):
         if encoder is not None and (name == "image" or has_captions(Layout.of(config.data.root))):
             found[name] = parts.targets.of(name, ids)
-            found[f"{name}_clip"] = encoder.standardised(
-                found[name].to(embedding_decoder.device)
-            ).cpu()
+            found[f"{name}_clip"] = encoder.standardised(found[name].to(encoder.device)).cpu()
     return found
 
 
 @torch.no_grad()
 def decode_responses(
-    config: Config, decoder: BrainDecoder, repeats: Repeats, betas: Betas | Responses, subject: int
+    config: Config,
+    encoders: BrainEncoders,
+    repeats: Repeats,
+    betas: Betas | Responses,
+    subject: int,
 ) -> dict[str, Tensor]:
     """Decode embeddings from voxels; for ``generation.source: random`` from normal noise.
 
@@ -269,7 +319,7 @@ def decode_responses(
     units: ``image_experts``, ``text_experts``. With a low-level path ``latents`` are those of the
     coarse images.
     """
-    mixed = config.generation.level is not None or any((decoder.router_image, decoder.router_text))
+    mixed = config.generation.level is not None or bool(encoders.routed)
     # responses of a file were checked when it was read
     if isinstance(betas, Betas) and config.generation.source == "brain":
         used_N = repeats.rows_NR[repeats.rows_NR >= 0]
@@ -288,11 +338,11 @@ def decode_responses(
             )
         if config.generation.repeats == "first":
             voxels_BRV, present_BR = voxels_BRV[:, :1], present_BR[:, :1]
-        voxels_BRV = voxels_BRV.to(decoder.device)
-        decoded = decoder.decode_embeddings(
+        voxels_BRV = voxels_BRV.to(encoders.device)
+        decoded = encoders.decode_embeddings(
             voxels_BRV, subject, batch.image_B.tolist(), config.run.seed, present_BR, experts=mixed
         )
-        for name, rows in zip(found, decoder.unrouted(decoded)):
+        for name, rows in zip(found, encoders.unrouted(decoded)):
             if rows is not None:
                 found[name].append(rows.float().cpu())
         if decoded.latents_BChw is not None:
@@ -477,6 +527,24 @@ def generate_images(
     return decoded
 
 
+def _generated(
+    config: Config,
+    parts: ReconstructionParts,
+    encoders: BrainEncoders,
+    folder: Path,
+    workers: Workers,
+) -> dict[str, Tensor]:
+    """Load the backbone and generate from a run folder's embeddings, which are returned."""
+    decoder = assemble(config, parts.targets, encoders)
+    evidence = None
+    if config.generation.choose_by == "responses":
+        model = ByEncodingModel(config, parts.targets, parts.repeats, parts.betas)
+        evidence = model.similarity
+    return generate_images(
+        config, decoder, lambda: parts.targets.image_encoder, folder, workers, evidence
+    )
+
+
 def write_index(folder: Path, ids: list[int], **more: Mapping[str, Any]) -> None:
     """Merge the processes' outputs by image id into routing.safetensors and index.json."""
     gather_tensors(folder, ids, folder / ROUTING)
@@ -568,34 +636,34 @@ def reconstruct_into(config: Config, folder: Path) -> Path:
             return folder
         started = time.monotonic()
         decodes = workers.main and not (folder / EMBEDDINGS).exists()
-        parts = setup(config, decoded=not decodes)
+        parts = setup(config, decodes)
+        whole = decodes and reads_voxels(config)
+        encoders = load_encoders(config, parts.targets, whole, low_level=decodes)
         if decodes:
             with replaced_path(folder / EMBEDDINGS) as temporary:
                 save_file(
                     {
                         name: rows.contiguous()
-                        for name, rows in embeddings_of(config, parts).items()
+                        for name, rows in embeddings_of(config, parts, encoders).items()
                     },
                     temporary,
                 )
+            encoders.release()  # before the backbone is loaded
+            parts.targets.free()
         workers.wait()
-        parts.decoder.release_encoders()
-        evidence = None
-        if config.generation.choose_by == "responses":
-            model = ByEncodingModel(config, parts.targets, parts.repeats, parts.betas)
-            evidence = model.similarity
-        decoded = generate_images(
-            config, parts.decoder, lambda: parts.targets.image_encoder, folder, workers, evidence
-        )
-        if workers.main:
-            ids = decoded["ids"].numpy()
-            more = {}
+        more: dict[str, Mapping[str, str]] = {}
+        if workers.main:  # before the backbone: texts that are not in the cache need their encoder
+            decoded = load_file(folder / EMBEDDINGS)
             if "text" in decoded and has_captions(Layout.of(config.data.root)):
+                ids = decoded["ids"].numpy()
                 more["captions"] = nearest_captions(config, parts.targets, decoded["text"], ids)
-            write_index(folder, ids.tolist(), **more)
+        decoded = _generated(config, parts, encoders, folder, workers)
+        if workers.main:
+            ids_N = decoded["ids"].tolist()
+            write_index(folder, ids_N, **more)
             run.mark_finished(
                 {
-                    "images": len(ids),
+                    "images": len(ids_N),
                     "routing": (folder / ROUTING).exists(),
                     "seconds": round(time.monotonic() - started, 1),
                 }

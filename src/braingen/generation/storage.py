@@ -288,11 +288,6 @@ class StoredPipeline(DiffusionPipeline):
             if kwargs.get(name) is not None:
                 kwargs[name] = types_of_parts(kwargs[name])
         folder = decoder_folder(pretrained_model_name_or_path, kwargs)
-        if not (folder / INDEX).is_file():
-            raise UserError(
-                f"{folder} is not a saved decoder (no {INDEX}); `braingen demo` leaves one in"
-                " runs/demo/decoder."
-            )
         try:
             decoder = super().from_pretrained(folder, **kwargs)
         except UserError:
@@ -315,9 +310,20 @@ class StoredPipeline(DiffusionPipeline):
 def decoder_folder(source: Path | str, options: dict[str, Any] | None = None) -> Path:
     """Folder of a saved decoder, downloaded where a repository of the hub is named; options of
     the hub are taken out.
+
+    Raises
+    ------
+    UserError
+        When it is no saved decoder.
     """
     options = {} if options is None else options
-    return located(source, options, "a decoder", INDEX, (*PATTERNS, CARD))
+    folder = located(source, options, "a decoder", INDEX, (*PATTERNS, CARD))
+    if not (folder / INDEX).is_file():
+        raise UserError(
+            f"{folder} is not a saved decoder (no {INDEX}); `braingen demo` leaves one in"
+            " runs/demo/decoder."
+        )
+    return folder
 
 
 def _upload(folder: Path, how: Upload, whole: bool) -> str:

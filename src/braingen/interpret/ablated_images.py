@@ -139,7 +139,6 @@ def generate_ablated(
     )
     if embedding_decoder is None:
         raise UserError("This run has no text encoder to explain: use interpret.modality=image.")
-    decoder.set_progress_bar_config(disable=True)
     nothing: dict[str, None] = {UNDISTURBED: None}
     rows = []
     for name, thing in {**nothing, **things}.items():
@@ -172,7 +171,7 @@ def generate_ablated(
             ):
                 outputs = decode_responses(
                     config,
-                    decoder,
+                    decoder.encoders,
                     Repeats(ids_N, new_NR),
                     Responses(voxels_MV, np.repeat(ids_N, (rows_NR >= 0).sum(axis=1))),
                     subject.number,
