@@ -17,6 +17,7 @@ from torch import Tensor
 
 from braingen.config import Config, load_config
 from braingen.data.nsd import VOXELS
+from braingen.diagnostics.needs import generating
 from braingen.diagnostics.resources import training_bytes
 from braingen.diagnostics.summary import Sizes
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
@@ -26,14 +27,14 @@ from braingen.generation.accounting import (
     unet_working_bytes,
     vae_working_bytes,
 )
-from braingen.generation.conditioned_unet import decode_voxels
+from braingen.generation.brain_encoders import BrainEncoders
 from braingen.generation.lora import add_lora, lora_parameters
 from braingen.generation.refine import setup as refiner_of
 from braingen.generation.refiner import Refinement, refine_images
 from braingen.generation.sampling import decode_latents, denoise, predict, size_ids
 from braingen.pretrained.sdxl import encode_modes, load_backbone, load_vae
 from braingen.pretrained.weight_files import model_files, numbers_in
-from braingen.runtime.memory import give_back, return_large_blocks
+from braingen.runtime.memory import return_large_blocks
 from braingen.targets.clip_image import CLIPImageEncoder
 from braingen.targets.clip_text import CLIPTextEncoderDual
 from braingen.training.encoder import optimizer_of
@@ -156,28 +157,24 @@ def generate(given: Given) -> Stage:
 
 
 def generate_after_decoding(given: Given) -> Stage:
-    """As `braingen reconstruct`: encoders beside the U-Net, decoding, then drawing without them."""
-    unet, vae, scheduler = load_backbone(str(given.folder), dtype=given.dtype)
-    unet.to(given.device), vae.to(given.device)
-    both = {name: embedding_decoder(given, name).eval() for name in ("image", "text")}
-    working = unet_working_bytes(dict(unet.config), 2, LATENT, given.dtype)
-    drawing = max(working, vae_working_bytes(dict(vae.config), 1, SIDE))
-    expected = held(unet, vae) + max(held(*both.values()), drawing)
-    wanted = condition(unet)
-    empty = Conditioning(*(torch.zeros_like(x) for x in wanted[:3]))  # type: ignore[arg-type]
+    """As `braingen reconstruct`: decoding, and the U-Net when the encoders are gone."""
+    settings = {
+        "backbone.path": str(given.folder),
+        "generation.precision": str(given.dtype).removeprefix("torch."),
+        "generation.size": str(SIDE),
+        "generation.batch_size": "1",
+        "run.device": given.device.type,
+    }
+    encoders = BrainEncoders(*(embedding_decoder(given, name).eval() for name in ("image", "text")))
+    expected = generating(load_config(None, settings), held(encoders.image, encoders.text) // 4)
 
     def step() -> Tensor:
         voxels = torch.randn(1, 3, VOXELS[SUBJECT], device=given.device)
-        for each in both.values():
-            present = torch.ones(1, 3, dtype=torch.bool)
-            decode_voxels(each, voxels, SUBJECT, present, "output", experts=True)
-            each.keep_scale()
-        give_back()
-        settings = {"size": SIDE, "steps": 1, "guidance_scale": 5.0}
-        drawn = denoise(unet, scheduler, noise(given.device), lambda *_: wanted, empty, **settings)
-        return decode_latents(vae, drawn)
+        encoders.decode_embeddings(voxels, SUBJECT, [0], experts=True)
+        encoders.release()
+        return generate(given).step()
 
-    return Stage(step, expected)
+    return Stage(step, expected.total)
 
 
 def refine(given: Given) -> Stage:

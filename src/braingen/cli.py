@@ -144,7 +144,7 @@ def _run(words: list[str]) -> int:
             raise
         from braingen.diagnostics.memory_advice import sentence
 
-        raise UserError(sentence(config, name, error)) from error
+        raise UserError(sentence(config, " ".join([name, *choice]), error)) from error
     if result is not None:
         print(result)
     return 0

@@ -135,6 +135,9 @@ def test_full_size_needs_what_the_paper_used(monkeypatch, tmp_path):
     assert {need.what.split(" in ")[0] for need in needs_of(config, 10000)} >= {
         "memory to train",
         "memory to generate",
+        "memory to train low_level",
+        "memory to train encoding",
+        "memory to evaluate",
         "disk for training",
     }
 

@@ -202,11 +202,13 @@ def test_encoders_dropped_as_they_are_loaded_draw_the_same(monkeypatch, root, tm
 
 
 class Moments:
-    """What is held when the backbone is loaded, and when embeddings are decoded."""
+    """What is held when embeddings are decoded, when the U-Net is loaded, and when it is run."""
 
     def __init__(self, monkeypatch: Any, found: Held) -> None:
         self.loads: list[int] = []
         self.decodings: list[int] = []
+        self.drawings: list[int] = []
+        drawing = UNet2DConditionModel.forward
         plain, decoding = UNet2DConditionModel.from_pretrained, BrainEncoders.decode_embeddings
 
         def from_pretrained(*given: Any, **more: Any) -> Any:
@@ -217,7 +219,12 @@ class Moments:
             self.decodings.append(found.now())
             return decoding(*given, **more)
 
+        def predict(*given: Any, **more: Any) -> Any:
+            self.drawings.append(found.now())
+            return drawing(*given, **more)
+
         monkeypatch.setattr(UNet2DConditionModel, "from_pretrained", from_pretrained)
+        monkeypatch.setattr(UNet2DConditionModel, "forward", predict)
         monkeypatch.setattr(BrainEncoders, "decode_embeddings", decode_embeddings)
 
 
@@ -257,6 +264,8 @@ def test_no_unet_is_loaded_while_the_encoders_are_there(
     both, _ = both_encoders()
     assert moments.decodings == [pytest.approx(4 * both, rel=0.02)]
     assert len(moments.loads) == 1 and moments.loads[0] < 4 * both / 10
+    alone = sum(STAGES["generate"](config, 0).weights.values())
+    assert 0.98 * alone < max(moments.drawings) < alone + 4 * both / 10
     pictures = {path.name: path.read_bytes() for path in folder.glob("*.png")}
     assert len(pictures) == 2
     for path in folder.glob("*.png"):
@@ -350,6 +359,7 @@ def test_encoders_are_loaded_whole_where_they_read_voxels(
     with pytest.raises(Stop):
         reconstruct.reconstruct_into(config, tmp_path / "images")
     assert asked == [(whole, low_level)]
+    assert ("encoders" in STAGES["generate"](config, 10**9).weights) == whole
 
 
 def test_a_decoder_without_its_encoders_can_be_moved_and_has_no_low_level_path(

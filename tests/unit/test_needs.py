@@ -27,8 +27,10 @@ from unit.tiny_finetuning import tiny_tuning
 from braingen.cli import main
 from braingen.config import Config, load_config
 from braingen.diagnostics import doctor as doctor_stage
-from braingen.diagnostics import memory_advice, needs
-from braingen.diagnostics.needs import STAGES, advice, generating, refining, stage_needs
+from braingen.diagnostics import memory_advice, needs, needs_by_data
+from braingen.diagnostics.lowering import advice
+from braingen.diagnostics.needs import STAGES, generating, refining, stage_needs
+from braingen.diagnostics.needs_by_data import DATA_STAGES, Amounts
 from braingen.diagnostics.resources import Need, encoder_parameters, training_bytes
 from braingen.diagnostics.summary import Sizes
 from braingen.generation.accounting import (
@@ -244,7 +246,10 @@ def test_running_out_of_memory_is_recognised(error, expected):
         (["train", "image"], "encoder.hidden_dim="),
         (["finetune", "--no-gradient_checkpointing"], "finetune.gradient_checkpointing=auto"),
         (["reconstruct"], "use a machine with more"),
-        (["evaluate"], "braingen doctor"),
+        (["evaluate"], "use a machine with more"),
+        (["train", "low_level"], "low_level.hidden_dim=512"),
+        (["train", "encoding"], "encoding.library_size=1000"),
+        (["report"], "braingen doctor"),
     ],
 )
 @pytest.mark.slow
@@ -257,11 +262,14 @@ def test_a_command_that_runs_out_of_memory_ends_in_one_sentence(
         )
 
     target = {
-        "train": "braingen.training.encoder.train",
+        "train image": "braingen.training.encoder.train",
+        "train low_level": "braingen.training.low_level.train_low_level",
+        "train encoding": "braingen.encoding_model.train.train_encoding",
+        "report": "braingen.report.write.report",
         "finetune": "braingen.training.diffusion.finetune",
         "reconstruct": "braingen.generation.reconstruct.reconstruct",
         "evaluate": "braingen.evaluation.evaluate.evaluate",
-    }[command[0]]
+    }[" ".join(word for word in command if not word.startswith("-"))]
     monkeypatch.setattr(target, fails)
     monkeypatch.setattr(needs, "unet_working_bytes", lambda *_: 1)
     words = [*command, "--root", str(tmp_path), f"backbone.path={backbone}", "--device", "cpu"]
@@ -272,7 +280,7 @@ def test_a_command_that_runs_out_of_memory_ends_in_one_sentence(
 
 
 def test_every_stage_of_the_table_has_its_command():
-    assert set(memory_advice.STAGE_OF.values()) == set(STAGES)
+    assert set(memory_advice.STAGE_OF.values()) == set(STAGES) | set(DATA_STAGES)
 
 
 @pytest.mark.slow
@@ -286,4 +294,7 @@ def test_twenty_four_gigabytes_are_enough_for_every_stage_at_full_size(monkeypat
     both = [encoder_parameters(config, sizes, each) for each in ("image", "text")]
     found = {name: need.total for name, need in stage_needs(config, sum(both)).items()}
     found["train"] = max(training_bytes(config, each, sizes)[0] for each in ("image", "text"))
-    assert all(2e9 < total < 0.9 * 24e9 for total in found.values()), found
+    monkeypatch.setattr(needs_by_data, "device_of", lambda config: torch.device("cuda"))
+    for name, count in DATA_STAGES.items():
+        found[name] = count(config, sizes, Amounts(9000, 27000), both[0]).total
+    assert all(1e8 < total < 0.9 * 24e9 for total in found.values()), found

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from braingen.config import Config
-from braingen.diagnostics.needs import LOWER, STAGES, advice
+from braingen.diagnostics.lowering import LOWER, advice
+from braingen.diagnostics.needs import STAGES
+from braingen.diagnostics.needs_by_data import DATA_STAGES, amounts_of
 from braingen.diagnostics.resources import encoder_parameters, training_bytes
 from braingen.diagnostics.summary import sizes_of
 from braingen.runtime.errors import UserError
@@ -15,9 +17,20 @@ STAGE_OF = {
     "decode": "generate",
     "refine": "refine",
     "precompute": "compute targets",
+    "train low_level": "train low_level",
+    "train encoding": "train encoding",
+    "evaluate": "evaluate",
 }
-"""Stages of the table by the commands that run them."""
-TRAINING = ("train", "cross-validate", "ablate", "adaptation-curve", "bottleneck", "demo")
+"""Stages of the tables by the commands that run them."""
+TRAINING = (
+    "train image",
+    "train text",
+    "cross-validate",
+    "ablate",
+    "adaptation-curve",
+    "bottleneck",
+    "demo",
+)
 
 
 def sentence(config: Config, command: str, error: BaseException) -> str:
@@ -38,11 +51,17 @@ def _what(config: Config, command: str) -> str:
                 "train",
                 lambda other: max(training_bytes(other, each, sizes)[0] for each in modalities),
             )
-        if (stage := STAGE_OF.get(command)) is not None:
+        if (stage := STAGE_OF.get(command)) in DATA_STAGES:
+            count, amounts = DATA_STAGES[stage], amounts_of(config)
+            image = encoder_parameters(config, sizes)
+            return advice(
+                config, stage, lambda other: count(other, sizes_of(other), amounts, image).total
+            )
+        if stage is not None:
             encoders = sum(encoder_parameters(config, sizes, each) for each in modalities)
             return advice(config, stage, lambda other: STAGES[stage](other, encoders).total)
     except (UserError, OSError, ValueError):
         names = LOWER.get("train" if command in TRAINING else STAGE_OF.get(command, ""))
-        if names is not None:
+        if names is not None and names(config):
             return f"lower {', '.join(names(config))}, or use a machine with more"
     return "use smaller batches, or a machine with more (`braingen doctor` lists what is needed)"

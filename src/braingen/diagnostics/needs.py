@@ -6,14 +6,14 @@ with is counted on the meta device (:mod:`braingen.generation.accounting`). Noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffusers import AutoencoderKL
 
-from braingen.config import Config, with_settings
+from braingen.config import Config
 from braingen.config.shipped import backbone_folder
 from braingen.generation.accounting import (
     clip_working_bytes,
@@ -23,7 +23,7 @@ from braingen.generation.accounting import (
 )
 from braingen.generation.batch import batch_of
 from braingen.generation.compatibility import adapter_file
-from braingen.generation.reconstruct import uses_low_level
+from braingen.generation.reconstruct import reads_voxels, uses_low_level
 from braingen.pretrained.files import folder_of, needed_models
 from braingen.pretrained.sdxl import (
     NO_ADAPTER,
@@ -148,21 +148,23 @@ def _unet(path: str, otherwise: dict[str, Any]) -> dict[str, Any]:
     return dict(found) if found.get("block_out_channels") else otherwise
 
 
-def _vae(config: Config) -> dict[str, Any]:
+def vae_of(config: Config) -> dict[str, Any]:
+    """Configuration of the autoencoder; Stable Diffusion XL's where it is not on this machine."""
     try:
         return dict(part_config(AutoencoderKL, config.backbone.path, "vae", local_files_only=True))
     except UNREADABLE:
         return SDXL_VAE
 
 
-def _latent_side(config: Config, side: int) -> int:
-    return -(-side // 2 ** (len(_vae(config)["block_out_channels"]) - 1))
+def latent_side(config: Config, side: int) -> int:
+    """Side of the latents of images of a side."""
+    return -(-side // 2 ** (len(vae_of(config)["block_out_channels"]) - 1))
 
 
 def _decoding(config: Config, batch: int, side: int) -> int:
     """Bytes of decoding a batch in slices, the finished images beside them."""
     count = min(batch, max(1, PIXELS_AT_ONCE // side**2))
-    return vae_working_bytes(_vae(config), count, side) + 2 * batch * 3 * side**2 * 4
+    return vae_working_bytes(vae_of(config), count, side) + 2 * batch * 3 * side**2 * 4
 
 
 def _rows(batch: int, guidance_scale: float) -> int:
@@ -195,13 +197,17 @@ def generating(config: Config, encoders: int, priors: int | None = None) -> Stag
         "ip_adapter": numbers["ip_adapter"] * size,
         "vae": numbers["vae"] * 4,
     }
-    before = {"encoders": encoders * 4, "low-level path": 4 * _low_level(config)}
+    before = {"low-level path": 4 * _low_level(config)}
+    if reads_voxels(config):
+        before["encoders"] = encoders * 4
+    elif chosen.source != "oracle":  # an encoding model compares with pictures of its library
+        before["image_encoder"] = numbers["image_encoder"] * 4
     side, batch = picture_side(config, chosen.size), batch_of(chosen.batch_size)
     if config.router.prior_order == "step":
         weights["priors"] = 4 * (encoders if priors is None else priors)
     if chosen.samples > 1:
         weights["image_encoder"] = numbers["image_encoder"] * 4
-    rows, latents = _rows(batch, chosen.guidance_scale), _latent_side(config, side)
+    rows, latents = _rows(batch, chosen.guidance_scale), latent_side(config, side)
     working = max(
         unet_working_bytes(_unet(config.backbone.path, SDXL), rows, latents, dtype),
         _decoding(config, batch, side),
@@ -228,7 +234,7 @@ def fine_tuning(config: Config, encoders: int, priors: int | None = None) -> Sta
     working, lora = tuning_bytes(
         settings,
         tune.train_batch_size,
-        _latent_side(config, side),
+        latent_side(config, side),
         dtype,
         config.lora.rank,
         # auto: it is used where the other way does not fit
@@ -262,7 +268,7 @@ def refining(config: Config) -> StageNeed:
     settings = _unet(path, REFINER if prefix else otherwise)
     rows = _rows(chosen.batch_size, chosen.guidance_scale)
     working = max(
-        unet_working_bytes(settings, rows, _latent_side(config, side), dtype),
+        unet_working_bytes(settings, rows, latent_side(config, side), dtype),
         _decoding(config, chosen.batch_size, side),
     )
     need = StageNeed("refine", weights, working)
@@ -282,7 +288,7 @@ def computing(config: Config) -> StageNeed:
     clip = clip_working_bytes(vision, config.precompute.batch_size)
     side = picture_side(config, config.finetune.resolution)
     count = max(1, PIXELS_AT_ONCE // side**2)
-    encoding = vae_working_bytes(_vae(config), count, side, decoding=False)
+    encoding = vae_working_bytes(vae_of(config), count, side, decoding=False)
     found = [
         StageNeed("compute targets", {"image_encoder": numbers["image_encoder"] * 4}, clip),
         StageNeed("compute targets", {"text_encoder_2": numbers["text_encoder_2"] * 4}, 0),
@@ -324,71 +330,3 @@ def stage_needs(config: Config, encoders: int, priors: int | None = None) -> dic
             raise
         folder = Path(backbone_folder(config.backbone.path))
         raise UserError(f"The configurations in {folder} are not those of SDXL's parts.") from error
-
-
-def what_saves(
-    config: Config, changes: Mapping[str, Any], total: Callable[[Config], int]
-) -> list[tuple[str, int]]:
-    """Settings that would lower a need by a twentieth or more, the largest saving first.
-
-    Parameters
-    ----------
-    changes : Mapping[str, Any]
-        Other values, by ``section.field``.
-    total : Callable[[Config], int]
-        The need of a configuration.
-    """
-    now, found = total(config), []
-    for path, value in changes.items():
-        section, _, field = path.partition(".")
-        if getattr(getattr(config, section), field, None) in (None, value):
-            continue
-        try:
-            saved = now - total(with_settings(config, section, {field: value}))
-        except UserError:
-            continue
-        if saved > now / 20:
-            shown = str(value).lower() if isinstance(value, bool) else value
-            found.append((f"{path}={shown}", saved))
-    return sorted(found, key=lambda each: -each[1])
-
-
-LOWER: dict[str, Callable[[Config], dict[str, Any]]] = {
-    "generate": lambda config: {
-        "generation.batch_size": 1,
-        "generation.size": 512,
-        "generation.precision": "bfloat16",
-        "generation.samples": 1,
-    },
-    "refine": lambda config: {
-        "refinement.batch_size": 1,
-        "refinement.size": 512,
-        "generation.precision": "bfloat16",
-    },
-    "compute targets": lambda config: {"precompute.batch_size": 8},
-    "train": lambda config: {
-        "encoder.hidden_dim": max(1, config.encoder.hidden_dim // 2),
-        "encoder.n_blocks": max(1, getattr(config.encoder, "n_blocks", 1) // 2),
-        "encoder.head": "linear",
-        "training.batch_size": 1,
-    },
-}
-"""What may be lowered, by stage."""
-
-
-CHECKPOINTING = ", set finetune.gradient_checkpointing=auto"
-
-
-def advice(config: Config, stage: str, total: Callable[[Config], int]) -> str:
-    """What helps a stage that does not fit, with what it saves; ends a sentence."""
-    if stage == "fine-tune":  # a pass on the meta device takes seconds: none are compared
-        checkpointing = "" if config.finetune.gradient_checkpointing else CHECKPOINTING
-        return (
-            f"lower finetune.train_batch_size (now {config.finetune.train_batch_size}, with more"
-            f" finetune.gradient_accumulation_steps){checkpointing}, or use a machine with more"
-        )
-    saving = what_saves(config, LOWER[stage](config), total)
-    if not saving:
-        return "use a machine with more"
-    named = ", ".join(f"{name} ({saved / 1e9:.1f} GB less)" for name, saved in saving[:3])
-    return f"lower {named}, or use a machine with more"

@@ -15,7 +15,9 @@ import psutil
 import torch
 
 from braingen.config import Config
-from braingen.diagnostics.needs import STAGES, advice, picture_side, stage_needs
+from braingen.diagnostics.lowering import advice
+from braingen.diagnostics.needs import STAGES, picture_side, stage_needs
+from braingen.diagnostics.needs_by_data import DATA_STAGES, Counted, amounts_of
 from braingen.diagnostics.summary import Sizes, sizes_of
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
@@ -115,10 +117,9 @@ def needs_of(config: Config, images: int) -> list[Need]:
     trained = {modality: training_bytes(config, modality, sizes) for modality in modalities}
     targets = max(table_bytes(*size, images) for size in (sizes.image, sizes.text))
     training = max(size for size, _ in trained.values())
-    encoders, priors = (
-        sum(encoder_parameters(config, sizes, modality, only) for modality in modalities)
-        for only in (False, True)
-    )
+    image_encoder = encoder_parameters(config, sizes)
+    encoders = image_encoder + encoder_parameters(config, sizes, "text")
+    priors = sum(encoder_parameters(config, sizes, modality, True) for modality in modalities)
     memory, on_gpu = psutil.virtual_memory().available, device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if on_gpu else memory
     what, extra = ("GPU memory", 0) if on_gpu else ("memory", LIBRARIES)
@@ -145,6 +146,18 @@ def needs_of(config: Config, images: int) -> list[Need]:
             return advice(config, stage, lambda other: STAGES[stage](other, encoders, priors).total)
 
         needs.append(Need(f"{what} to {stage}", extra + need.total, free, hint, True))
+    amounts = amounts_of(config)
+    for stage, count in DATA_STAGES.items():
+
+        def lower(stage: str = stage, count: Counted = count) -> str:
+            return advice(
+                config,
+                stage,
+                lambda other: count(other, sizes_of(other), amounts, image_encoder).total,
+            )
+
+        total = count(config, sizes, amounts, image_encoder).total
+        needs.append(Need(f"{what} to {stage}", extra + total, free, lower, True))
     root = Layout.of(config.data.root).cache()
     needs.append(
         Need(

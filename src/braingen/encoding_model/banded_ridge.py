@@ -29,7 +29,7 @@ PIECE = 2048
 """Voxels worked on at once."""
 LEFT_OUT = 2000
 """Most images left out to choose penalties; a random share of more."""
-_LARGEST_DOUBLE = 2000
+LARGEST_DOUBLE = 2000
 """Rank up to which decompositions are in float64."""
 
 
@@ -173,7 +173,7 @@ def fit_banded_ridge(
     x_NP /= size_P
 
     rank = min(x_NP.shape)
-    dtype = torch.float64 if rank <= _LARGEST_DOUBLE else torch.float32
+    dtype = torch.float64 if rank <= LARGEST_DOUBLE else torch.float32
     root_N = torch.as_tensor(np.sqrt(times_N)).to(device, dtype)
     data = _Centred(
         torch.as_tensor(x_NP).to(device, dtype) * root_N[:, None], root_N, float(times_N.sum())

@@ -45,6 +45,7 @@ from braingen.pretrained.tiny import check_backbone
 from braingen.runtime.console import console
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import write_json, write_text
+from braingen.runtime.memory import give_back
 from braingen.runtime.parallel import ALONE, Group, Task
 from braingen.runtime.paths import (
     EMBEDDINGS,
@@ -182,6 +183,7 @@ def evaluate_subject(config: Config, group: Group = ALONE) -> Path:
         decoders = {"ridge": ridge} | ({"encoding model": scored.pop(0)} if encoding else {})
     finally:
         scorer_of.cache_clear()
+        give_back(collect=True)  # before the image encoder is loaded
     found: dict[str, list[ScoredSource]] = {name: [] for name in folders}
     missing: dict[str, str] = {}
     for (name, _), (source, absent) in zip(sources, scored, strict=True):

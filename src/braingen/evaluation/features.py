@@ -16,6 +16,7 @@ import hashlib
 from pathlib import Path
 import pickle
 from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -467,6 +468,25 @@ def build(name: str, device: str = "cpu") -> FeatureNetwork:
     with torch.device(device):
         module = recipe.load(recipe.build(), None)  # type: ignore[arg-type]
     return FeatureNetwork(recipe, module, None, device)
+
+
+def on_meta(name: str) -> nn.Module | None:
+    """The part of a network that computes features, without memory; None for one that cannot be
+    built without its weights.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        When the package that the network is from is not installed.
+    """
+    recipe = _recipe(name)
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # LPIPS has some weights beside its code, not used here
+        try:
+            module = recipe.load(recipe.build(), None)  # type: ignore[arg-type]
+            return module.to("meta").eval().requires_grad_(False)
+        except UserError:
+            return None
 
 
 def load_all(

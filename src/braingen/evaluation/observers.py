@@ -47,13 +47,17 @@ def observers(
     )
 
 
-def _published(config: Config, simulated: bool) -> tuple[list[FeatureNetwork], dict[str, str]]:
-    """Load the published networks; for simulated images only on request, and without CLIP."""
+def published_names(config: Config, simulated: bool) -> list[str]:
+    """The published networks that score; simulated images only on request, and without CLIP."""
     if simulated and not config.evaluation.published_networks:
-        return [], {}
-    names = [name for name in recipes() if not (simulated and name == "clip")]
+        return []
+    return [name for name in recipes() if not (simulated and name == "clip")]
+
+
+def _published(config: Config, simulated: bool) -> tuple[list[FeatureNetwork], dict[str, str]]:
+    """Load the published networks."""
     return load_all(
-        names,
+        published_names(config, simulated),
         config.evaluation.feature_weights or None,
         str(device_of(config)),
         config.evaluation.strict,

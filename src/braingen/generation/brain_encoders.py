@@ -59,7 +59,7 @@ class BrainEncoders:
         whole : bool, optional
             Load everything; else only what generation needs (:meth:`release`).
         """
-        index = read_json(folder / INDEX)
+        index = read_json(folder / INDEX, "save the decoder again")
         there = {name for name, kind in index.items() if isinstance(kind, list) and any(kind)}
         order: PriorOrder = index.get("prior_order", "output")
 
