@@ -101,7 +101,7 @@ def test_pieces_of_voxels_make_no_difference(widths, monkeypatch):
     pieces = fit_banded_ridge(features, responses, times)
     np.testing.assert_allclose(pieces.coefficients_PV, whole.coefficients_PV, atol=1e-5)
     np.testing.assert_allclose(pieces.residual_JV, whole.residual_JV, atol=1e-5)
-    monkeypatch.setattr(banded_ridge, "_LARGEST_DOUBLE", 0)
+    monkeypatch.setattr(banded_ridge, "LARGEST_DOUBLE", 0)
     single = fit_banded_ridge(features, responses, times)
     np.testing.assert_allclose(single.predict(features), whole.predict(features), atol=2e-2)
 
