@@ -109,6 +109,36 @@ def test_refining_and_decoding_prepare_the_unet(tmp_path):
     assert not is_channels_last(loaded(given).unet)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_a_saved_decoder_is_loaded_in_the_type_it_computes_in(monkeypatch, tmp_path, precision):
+    """Not in float32 first, which is twice the memory that `braingen doctor` counts."""
+    decoder_of().save_pretrained(tmp_path / "decoder")
+    given = {"decode.decoder": str(tmp_path / "decoder"), "run.device": "cpu"}
+    config = load_config(None, given | {"generation.precision": precision})
+    plain, as_loaded = BrainDecoder.to, []
+
+    def to(self: BrainDecoder, *given: Any) -> BrainDecoder:
+        as_loaded.append(types_in(self.unet))
+        return plain(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BrainDecoder, "to", to)
+        encoders = decode.read_encoders(config, None, whole=False)
+        decoder = decode.load_decoder(config, None, encoders)
+    wanted = {getattr(torch, precision)}
+    assert as_loaded[-1] == types_in(decoder.unet) == wanted
+    assert types_in(decoder.vae) == {torch.float32} == {decoder.brain_image.mean_TD.dtype}
+    whole = BrainDecoder.from_pretrained(tmp_path / "decoder").to(getattr(torch, precision))
+    mine, theirs = decoder.unet.state_dict(), whole.unet.state_dict()
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def types_in(model: Any) -> set[torch.dtype]:
+    return {weight.dtype for weight in model.parameters()}
+
+
 # --- a fused LoRA ----------------------------------------------------------------
 
 

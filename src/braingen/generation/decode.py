@@ -82,11 +82,12 @@ def load_decoder(config: Config, targets: Targets | None, encoders: BrainEncoder
         "brain_text": encoders.text,
         "brain_low_level": encoders.low_level,
     }
-    decoder = BrainDecoder.from_pretrained(config.decode.decoder, **there)
+    dtype = generation_type(config)
+    decoder = BrainDecoder.from_pretrained(config.decode.decoder, torch_dtype=dtype, **there)
     decoder.register_modules(
         scheduler=scheduler_named(config.generation.scheduler, decoder.scheduler)
     )
-    decoder = decoder.to(device_of(config), generation_type(config))
+    decoder = decoder.to(device_of(config), dtype)
     prepare_unet(decoder.unet, config)
     decoder.set_progress_bar_config(disable=True)
     return decoder
