@@ -6,6 +6,7 @@ torchvision for them.
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 
@@ -16,6 +17,14 @@ import braingen  # noqa: F401
 
 SEED = 1000
 """Not 0: a test that seeds its own noise with 0 is to add another noise than its weights have."""
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: stages that look for dropped models, hundreds of times, then look at
+    what tests made, not at half a million objects of libraries.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -4,6 +4,8 @@ waits while the U-Net works.
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 from pathlib import Path
 import platform
 import subprocess
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from unit.fake_backbone import fake_backbone
+from unit.forking import server
 from unit.test_decoder import decoder_of, voxels
 from unit.tiny_finetuning import TableTargets, text_encoder, tiny_embedding_decoder, tiny_tuning
 from unit.tiny_training import tiny_config
@@ -338,3 +341,17 @@ def test_fine_tuning_on_a_cpu_tells_the_size_of_the_unet(monkeypatch, root, tmp_
     monkeypatch.setattr(stage, "return_large_blocks", sizes.append)
     unet = stage.setup(tiny_tuning(monkeypatch, root, tmp_path / "run", lora__rank="0")).model.unet
     assert sizes == [held(unet)]
+
+
+def _leaves_imports_alone() -> None:
+    raise SystemExit(0 if gc.get_freeze_count() > 10_000 else 1)
+
+
+@pytest.mark.skipif(
+    "forkserver" not in multiprocessing.get_all_start_methods(), reason="nothing is forked here"
+)
+def test_forked_processes_do_not_collect_what_their_server_imported():
+    process = server().Process(target=_leaves_imports_alone)
+    process.start()
+    process.join()
+    assert process.exitcode == 0

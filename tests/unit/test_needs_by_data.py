@@ -4,7 +4,8 @@ size: peaks of the process, and weights that are held.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 import sys
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import pytest
 import torch
 from unit.fake_backbone import write_fake_backbone
 from unit.fake_nsd import write_fake_nsd
+from unit.forking import server
 from unit.test_held_weights import held
 from unit.test_needs import config_of
 
@@ -47,19 +49,37 @@ measured = pytest.mark.skipif(
 )
 
 
-def peak_of(work: Callable[[], Any]) -> int:
-    """The most bytes that the process takes beyond what it had, while it works."""
+def peak_of(work: Callable[..., Any], small: Sequence[Any], large: Sequence[Any]) -> int:
+    """The most bytes that a process takes beyond what it had, while it does the large work.
 
+    The process is its own: what other tests left in this one would be counted, or be used again.
+    The small work comes first, for the buffers of the libraries.
+    """
+    context = server()
+    received, sent = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(sent, work, small, large))
+    process.start()
+    sent.close()
+    found = received.recv()
+    process.join()
+    return found
+
+
+def _measure(
+    sent: Connection, work: Callable[..., Any], small: Sequence[Any], large: Sequence[Any]
+) -> None:
     def now(name: str) -> int:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
+    torch.set_num_threads(1)
+    work(*small)
     return_large_blocks(LARGE_WEIGHTS)  # what is freed is no longer counted
     give_back(collect=True)
     PEAK.write_text("5", encoding="utf-8")
     before = now("VmRSS")
-    work()
-    return now("VmHWM") - before
+    work(*large)
+    sent.send(now("VmHWM") - before)
 
 
 def sizes_for(voxels: int, width: int) -> Sizes:
@@ -111,9 +131,9 @@ def test_an_encoding_model_takes_what_is_counted(
         }
         return load_config(None, given)
 
-    fit(settings(150, 200, 300), 700, 2100, 60, 300)  # buffers of the libraries
     config = settings(width, left_out, most, folder)
-    found = peak_of(lambda: fit(config, images, voxels, 100, library))
+    small = (settings(150, 200, 300), 700, 2100, 60, 300)
+    found = peak_of(fit, small, (config, images, voxels, 100, library))
     need = encoding_training(config, sizes_for(voxels, 100), Amounts(images, images), 0)
     assert 0.75 < found / need.total < 1.15, (found, need)
 
@@ -131,6 +151,19 @@ def test_other_people_and_a_folder_of_pictures_are_counted():
 # --- the low-level path ---------------------------------------------------------------------------
 
 
+def low_level_steps(settings: dict[str, Any], side: int, count: int) -> None:
+    """Two steps of training, after mean and spread of as many latents."""
+    model = LatentEncoder({1: 4000}, 4, side, **settings)
+    latents = np.ones((count, 4, side, side), dtype=np.float16)
+    model.set_scale(torch.from_numpy(latents[np.arange(count)].astype(np.float32)))
+    del latents
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    for _ in range(2):
+        model(torch.randn(24, 4000), 1).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 @measured
 @pytest.mark.slow
 @pytest.mark.parametrize("images", [20, 16000])
@@ -145,26 +178,22 @@ def test_the_low_level_path_takes_what_is_counted(tmp_path, images):
     )
     side = needs_by_data.latent_side(config, 128)
     settings = config.low_level.model_dump(exclude={"resolution", "num_epochs"})
-
-    def work(count: int) -> None:
-        model = LatentEncoder({1: 4000}, 4, side, **settings)
-        latents = np.ones((count, 4, side, side), dtype=np.float16)
-        model.set_scale(torch.from_numpy(latents[np.arange(count)].astype(np.float32)))
-        del latents
-        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-        for _ in range(2):
-            model(torch.randn(24, 4000), 1).square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    work(20)
     table = 2 * images * 4 * side**2  # of the test itself; in training it is mapped from a file
-    found = peak_of(lambda: work(images)) - (table if images > 1000 else 0)
+    found = peak_of(low_level_steps, (settings, side, 20), (settings, side, images))
+    found -= table if images > 1000 else 0
     need = low_level_training(config, sizes_for(4000, 64), Amounts(images, images), 0)
     assert 0.85 < found / need.total < 1.15, (found, need)
 
 
 # --- evaluation -----------------------------------------------------------------------------------
+
+
+def ridge_of_noise(trials: int, images: int, voxels: int, width: int) -> None:
+    """Fit ridge regression to random numbers."""
+    draws = np.random.default_rng(0)
+    responses = draws.standard_normal((trials, voxels), dtype=np.float32)
+    known, row = draws.standard_normal((images, width), dtype=np.float32), np.arange(trials)
+    fit_ridge(responses, known[row % images], row % images)
 
 
 @measured
@@ -174,15 +203,7 @@ def test_the_low_level_path_takes_what_is_counted(tmp_path, images):
 )
 def test_ridge_regression_takes_what_is_counted(trials, images, voxels, width):
     """In double and in single precision."""
-
-    def work(trials: int, images: int, voxels: int, width: int) -> None:
-        draws = np.random.default_rng(0)
-        responses = draws.standard_normal((trials, voxels), dtype=np.float32)
-        known, row = draws.standard_normal((images, width), dtype=np.float32), np.arange(trials)
-        fit_ridge(responses, known[row % images], row % images)
-
-    work(1500, 500, 700, 50)
-    found = peak_of(lambda: work(trials, images, voxels, width))
+    found = peak_of(ridge_of_noise, (1500, 500, 700, 50), (trials, images, voxels, width))
     assert 0.8 < found / ridge_bytes(trials, images, voxels, width) < 1.15
 
 

@@ -31,6 +31,7 @@ MOST = 2
 """Largest number of processes, of about half a gigabyte each."""
 NEEDED = (__name__, "braingen.evaluation.evaluate", "braingen.training.encoder")
 """Modules that all tasks of the demo need."""
+LAST = "braingen.runtime.share_imports"
 _POLL_SECONDS = 0.5
 
 
@@ -149,7 +150,7 @@ def context_of(imported: Sequence[str]) -> multiprocessing.context.BaseContext:
     from multiprocessing import forkserver  # not on all platforms
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(imported))
+    context.set_forkserver_preload([*imported, LAST])
     # it imports while this process prepares the first task
     forkserver.ensure_running()
     return context
