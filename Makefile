@@ -2,7 +2,8 @@
 #
 #   make demo     the whole flow on a simulated subject; open runs/demo/report.html afterwards
 #   make quick    the tests a contributor runs at every change, under a minute on two cores
-#   make test     all tests
+#   make test     the tests, but those that take long: a few minutes on two cores
+#   make test-all all of them, as continuous integration runs them
 #   make test-machines    unit and parity tests as other processors run them, with a table at the end
 #   make check    style, types, import direction
 #   make site     the documentation site in build/site: warnings are errors, the tutorials are run (minutes)
@@ -24,22 +25,26 @@ TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 
 # As many tests at once as there are cores, each with one thread; a file's tests stay together, since they share what is expensive to make.
 # The files of tests/integration come first: they take longest; of the others LONGEST, so that no core is left with them at the end.
-quick test: export OMP_NUM_THREADS ?= 1
+quick test test-all: export OMP_NUM_THREADS ?= 1
 # what is compiled once, modules and the assertions of tests, is kept for the other processes
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(RUN)/python -m pytest
 LONGEST := $(wildcard tests/unit/test_wires_*.py) $(patsubst %,tests/unit/test_%.py,ingest speed moe needs simulate)
 TOGETHER := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo quick test test-machines check site mutants backbones quickstart-decoder clean
+.PHONY: demo quick test test-all test-machines check site mutants backbones quickstart-decoder clean
 
 demo: $(VENV)/installed
 	$(RUN)/braingen demo
 
 quick: $(VENV)/installed
-	$(PYTEST) $(TOGETHER) -m "not slow" $(LONGEST) tests/parity tests/unit
+	$(PYTEST) $(TOGETHER) -m "not slow and not long" $(LONGEST) tests/parity tests/unit
 
 test: $(VENV)/installed
+	$(PYTEST) $(TOGETHER) -m "not long" tests/integration $(LONGEST) tests/parity tests/unit
+
+# whole demos that are killed, several processes at once, compiled networks, backbones built anew, pages and examples typed as they stand
+test-all: $(VENV)/installed
 	$(PYTEST) $(TOGETHER) tests/integration $(LONGEST) tests/parity tests/unit
 
 test-machines: $(VENV)/installed

@@ -57,6 +57,7 @@ def pixels(folder: Path) -> np.ndarray:
     )
 
 
+@pytest.mark.long
 def test_silenced_decoders_are_drawn_beside_the_undisturbed_one(tmp_path):
     backbone = write_fake_backbone(tmp_path / "backbone", with_clip=True)
     words = [

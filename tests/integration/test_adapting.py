@@ -214,6 +214,7 @@ def test_dropout_may_change_and_training_on_the_same_person_keeps_the_layer(plac
     assert torch.equal(embedding_decoder.state_dict()[name], weights(place / "others")[name])
 
 
+@pytest.mark.long
 def test_the_curve_over_sessions(place, capsys):
     """Resumable: a second start trains and reads nothing, and finds the same."""
     words = [
@@ -281,6 +282,7 @@ def test_the_curve_over_sessions(place, capsys):
     )
 
 
+@pytest.mark.long
 def test_the_bottleneck_curve(place):
     words = [
         "--root",

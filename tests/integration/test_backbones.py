@@ -45,6 +45,7 @@ def drawn_already(built: Path, name: str) -> Path:
     return built / name
 
 
+@pytest.mark.long
 def test_what_was_built_is_read_like_any_backbone(built):
     backbone = load_backbone(str(built / "tiny"))
     images = CLIPImageEncoder.from_pretrained(built / "tiny")
@@ -56,6 +57,7 @@ def test_what_was_built_is_read_like_any_backbone(built):
     assert SceneClassifier.from_pretrained(built / "tiny" / "scene_classifier").config.objects == 24
 
 
+@pytest.mark.long
 def test_weights_are_shipped_in_half_precision(built):
     for path in (built / "tiny").rglob("*.safetensors"):
         assert {value.dtype for value in load_file(path).values() if value.is_floating_point()} == {
@@ -63,6 +65,7 @@ def test_weights_are_shipped_in_half_precision(built):
         }, path
 
 
+@pytest.mark.long
 def test_a_finished_recipe_is_not_trained_again(built):
     before = {path: path.stat().st_mtime_ns for path in (built / "work").glob("*/*.safetensors")}
     build(built / "work", built / "again", RECIPE)
@@ -76,12 +79,14 @@ def test_a_finished_recipe_is_not_trained_again(built):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.long
 def test_the_corpus_is_the_same_wherever_it_is_drawn(tmp_path):
     whole = corpus_module._draw_chunk(0, 4, 32)
     half = corpus_module._draw_chunk(2, 2, 32)
     assert (whole[1][2:] == half[1]).all() and whole[2][2:] == half[2]
 
 
+@pytest.mark.long
 def test_finished_backbones_are_trained_further(built):
     recipe = RECIPE._replace(init_from=built / "tiny", unet_steps=1, decoder_steps=1)
     build(drawn_already(built, "further"), built / "next", recipe)
@@ -105,6 +110,7 @@ def test_finished_backbones_are_trained_further(built):
     assert all(torch.equal(value, weights("next", "vae")[key]) for key, value in encoder.items())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_train_the_unet_together(built):
     recipe = RECIPE._replace(

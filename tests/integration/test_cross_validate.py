@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from PIL import Image
+import pytest
 from safetensors.torch import load_file
 from unit.fake_scans import NAMES, write_fake_scans
 
@@ -27,6 +28,7 @@ SMALL = [
 SMALL += ["data.holdout_share=0.3", "--device", "cpu", "run.tracker=none"]
 
 
+@pytest.mark.long
 def test_every_picture_of_every_subject_is_left_out_once(tmp_path, capsys):
     fake = write_fake_scans(tmp_path / "scans")
     for path in fake.root.rglob("*_events.tsv"):  # nothing says which pictures are for testing
@@ -93,6 +95,7 @@ def test_a_column_split_is_told_not_to_be_used(tmp_path, capsys):
     assert {row["n"] for row in found["rows"]} == {len(NAMES)}
 
 
+@pytest.mark.long
 def test_subjects_who_saw_different_images_are_left_out_of_theirs(tmp_path):
     one, two = (write_fake_scans(tmp_path / name, subjects=(name,)) for name in ("01", "02"))
     for path in sorted(two.root.rglob("*_events.tsv")):  # other names, other pixels

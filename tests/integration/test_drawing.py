@@ -105,6 +105,7 @@ def differ(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> int:
 # --- several processes ----------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_two_processes_draw_what_one_draws_and_go_on_where_they_were_stopped(words):
     alone = drawn(words)
     folder = Path(words[1]) / "reconstructions" / "brain"

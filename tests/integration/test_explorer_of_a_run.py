@@ -40,6 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "run"
 
 
+@pytest.mark.long
 def test_images_are_those_of_the_run(folder):
     run = trained_run(folder, load_config(None, {"run.device": "cpu"}), 0)
     assert (

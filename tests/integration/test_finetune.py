@@ -118,6 +118,7 @@ ROUTERS = {
 }
 
 
+@pytest.mark.long
 def test_two_processes_have_the_gradients_of_one(subject, tmp_path):
     words = [*subject.words, *TUNE, "--folder", str(tmp_path)]
     expected = tune_in_one(words)  # first, so that latents and reads are there for both
@@ -131,6 +132,7 @@ def test_two_processes_have_the_gradients_of_one(subject, tmp_path):
             torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * scale)
 
 
+@pytest.mark.long
 def test_two_processes_fine_tune_and_one_of_them_writes(subject, tmp_path):
     words = [*subject.words, *TUNE, "--folder", str(tmp_path)]
     shared(main, 2, ["finetune", *words])

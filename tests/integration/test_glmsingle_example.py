@@ -6,9 +6,12 @@ import importlib.util
 import json
 from pathlib import Path
 
+import pytest
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "glmsingle.py"
 
 
+@pytest.mark.long
 def test_the_example_of_glmsingle_runs(tmp_path):
     spec = importlib.util.spec_from_file_location("glmsingle_example", EXAMPLE)
     assert spec is not None and spec.loader is not None

@@ -45,6 +45,7 @@ def test_every_page_has_a_folder_of_its_form():
     assert all(f"(data/{page.name})" in text for page in PAGES)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_can_be_typed_as_it_stands(page, tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ def installs(cell: dict[str, Any]) -> bool:
     return "install" in cell["metadata"].get("tags", ())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_whole_and_committed_without_output(path: Path) -> None:
     whole = json.loads(path.read_text(encoding="utf-8"))
@@ -43,6 +44,7 @@ def test_a_notebook_is_whole_and_committed_without_output(path: Path) -> None:
     assert f'"braingen-{braingen.__version__}-py3-none-any.whl"' in text and "%pip" in text
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import pytest
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_scans.py"
 
 
+@pytest.mark.long
 def test_the_example_of_own_scans_runs(tmp_path):
     spec = importlib.util.spec_from_file_location("own_scans_example", EXAMPLE)
     assert spec is not None and spec.loader is not None

@@ -53,6 +53,7 @@ def words(tmp_path_factory) -> list[str]:
     return ["--root", str(folder / "data"), "--path", str(backbone), *SMALL]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("progress", [0.1, 0.9], ids=["MixCo", "SoftCLIP"])
 def test_two_processes_have_the_gradients_of_one_with_the_global_batch(
     words, tmp_path, monkeypatch, progress
@@ -83,6 +84,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     ]
 
 
+@pytest.mark.long
 def test_two_processes_learn_what_one_learns_and_one_of_them_writes(words, tmp_path):
     words = [*words, *ONE_PASS]
     assert (
@@ -120,6 +122,7 @@ def test_two_processes_learn_what_one_learns_and_one_of_them_writes(words, tmp_p
     )
 
 
+@pytest.mark.long
 def test_steps_put_together_are_a_larger_batch(words, tmp_path):
     """Without a contrastive loss, which sees one step at a time."""
     words = [*words, *ONE_PASS, "loss_image.clip_scale=0", "training.num_epochs=1"]
@@ -132,6 +135,7 @@ def test_steps_put_together_are_a_larger_batch(words, tmp_path):
     assert summed["validation/cosine"] == pytest.approx(large["validation/cosine"], abs=2e-3)
 
 
+@pytest.mark.long
 def test_another_number_of_processes_does_not_go_on_with_the_state_of_some(
     words, tmp_path, monkeypatch, capsys
 ):

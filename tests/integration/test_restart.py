@@ -128,6 +128,7 @@ def assert_same_results(one: Path, other: Path) -> None:
     assert [name for name in ours if ours[name] != theirs[name]] == []
 
 
+@pytest.mark.long
 def test_a_demo_killed_again_and_again_ends_like_an_uninterrupted_one(words, tmp_path):
     assert run(["demo", *words]) == 0
     calm, chance, killed = start_anew(tmp_path), random.Random(0), 0
@@ -150,6 +151,7 @@ def test_a_demo_killed_again_and_again_ends_like_an_uninterrupted_one(words, tmp
         np.testing.assert_array_equal(np.load(table), again)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("save_seconds", "kill_at"),
     [(0.0, [3, 9, 12]), (1e9, [18, 14])],
@@ -181,6 +183,7 @@ WITHIN = "run.save_minutes=1e-9"
 """Save after every update of the weights."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("by", "code"),
     [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, REQUEUE), (signal.SIGUSR1, REQUEUE)],
@@ -214,6 +217,7 @@ def test_training_stopped_within_an_epoch_goes_on_there_with_the_same_bits(
     assert_same_results(tmp_path / "now" / "run", calm / "run")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "sentence"),
     [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "the file system is read-only")],

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 from safetensors.torch import load_file
 from unit.fake_raw import add_sealed_sets
 
@@ -27,6 +28,7 @@ SCORED = ["evaluation.bootstrap=50", "evaluation.retrieval_draws=3"]
 MACHINE = ["--device", "cpu", "--tracker", "none"]
 
 
+@pytest.mark.long
 def test_imagery_is_generated_and_scored_in_a_folder_of_its_own(tmp_path, capsys):
     sizes = {
         "num_subjects": 1,

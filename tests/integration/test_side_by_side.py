@@ -108,6 +108,7 @@ def _start_and_be_killed(path: Path) -> None:
         group.run([task(wait_to_be_stopped, path)])
 
 
+@pytest.mark.long
 def test_the_processes_of_a_killed_demo_end_with_it(tmp_path):
     """SIGKILL leaves no time to stop them: they look after their parent themselves, and hold no
     lock on.

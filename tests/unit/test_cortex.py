@@ -231,6 +231,7 @@ def test_the_semantic_code_speaks_of_every_scene():
     assert (label.max(0) < semantics.LABEL_COUNTS).all() and (label >= 0).all()
 
 
+@pytest.mark.long
 def test_category_areas_prefer_their_category(shown):
     cortex = build_cortex(0, 1, 3000)
     drawn, _ = shown
@@ -289,6 +290,7 @@ def _ridge_r2(features: np.ndarray, response: np.ndarray, train: int) -> np.ndar
     return best
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_contrast_explains_early_voxels_and_categories_late_ones(cortex, shown):
     drawn, pictures = shown

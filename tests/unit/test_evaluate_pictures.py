@@ -191,6 +191,7 @@ def test_a_missing_network_is_named_with_its_line_and_strict_refuses(
     assert not (tmp_path / "strict" / "scores.json").exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_who_looks_at_simulated_pictures(seen, tmp_path, monkeypatch):
     """The tiny CLIP and the judge; the field's networks too when asked for, from the folder that is

@@ -241,6 +241,7 @@ def test_an_encoding_model_comes_back_by_name(hub):
     assert "explained variance" in hub.files("someone/encoding")[CARD].decode()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_fresh_process_draws_the_same_pictures_from_the_hub(hub, decoder, tmp_path):
     decoder.push_to_hub("someone/fresh")

@@ -315,6 +315,7 @@ GRAPHS: dict[str, dict[str, Any]] = {
 """Every encoder, small: tracing takes longer than computing."""
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GRAPHS)
 def test_compiled_whole(name: str) -> None:
@@ -335,6 +336,7 @@ def test_exported(name: str) -> None:
     torch.testing.assert_close(program.module()(many, subject=1).clip_BTD, model(many, 1).clip_BTD)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_compiled_training_step_moves_units_as_the_plain_one_does() -> None:
     plain, other = (build("multi", **GRAPHS["multi"], dropout=0.0).train() for _ in range(2))

@@ -283,6 +283,7 @@ def test_every_stage_of_the_table_has_its_command():
     assert set(memory_advice.STAGE_OF.values()) == set(STAGES) | set(DATA_STAGES)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_twenty_four_gigabytes_are_enough_for_every_stage_at_full_size(monkeypatch):
     """configs/nsd_subj01.yaml at its batch sizes on a GPU, by counting alone."""

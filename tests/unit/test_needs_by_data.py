@@ -108,6 +108,7 @@ def fit(config: Any, images: int, voxels: int, width: int, library: int) -> None
     fit_with_decoding(config, responses, features, embedding, pictures, "1")
 
 
+@pytest.mark.long
 @measured
 @pytest.mark.slow
 @pytest.mark.parametrize(

@@ -109,6 +109,7 @@ def test_stopped_and_started_it_goes_on(words, computed, monkeypatch):
     assert sorted(computed) == [("image_embedding", i) for i in range(8, 14)]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_share_the_pictures(words, computed, monkeypatch):
     """Each is given a half; together they fill what one would."""

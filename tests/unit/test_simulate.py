@@ -82,6 +82,7 @@ def _content(root: Path) -> dict[str, bytes]:
 # --- what is written ------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_our_embedding_decoders_read_it_and_every_image_is_shown_three_times(layout):
     shown: dict[int, set[int]] = {}
     for subject in (1, 2):
@@ -340,6 +341,7 @@ def test_another_seed_writes_other_bytes(tiny, tmp_path):
         assert ours[name] != theirs[name]
 
 
+@pytest.mark.long
 def test_killed_and_started_again_it_ends_with_the_same_bytes(tmp_path, monkeypatch):
     # few pictures a piece, in all three: how many go into a product at once decides its last bit on
     # some processors

@@ -61,6 +61,7 @@ def test_channels_last_predicts_the_same():
     torch.testing.assert_close(called(unet), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_compiled_unet_draws_the_same_pictures(monkeypatch):
     if not any(map(shutil.which, ("g++", "c++", "clang++"))):

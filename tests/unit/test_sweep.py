@@ -185,6 +185,7 @@ def test_other_settings_are_refused_in_the_same_folder(tmp_path, monkeypatch):
         flow.sweep(changed)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(bool(missing("sweep")), reason="Optuna is not installed")
 @pytest.mark.slow
 def test_an_interrupted_sweep_by_optuna_proposes_what_an_uninterrupted_one_does(
@@ -240,6 +241,7 @@ def test_a_stopped_command_stops_the_sweep(tmp_path, monkeypatch):
         flow.sweep(config_in(tmp_path))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("cluster", ["none", "local"])
 def test_combinations_run_in_processes_and_as_jobs_of_submitit(tmp_path, request, cluster):
