@@ -17,10 +17,13 @@ from torch import Tensor
 
 from braingen.config import Config, load_config
 from braingen.data.nsd import VOXELS
-from braingen.diagnostics.needs import generating
+from braingen.diagnostics.needs import generating, latent_side, picture_side
+from braingen.diagnostics.needs_by_data import Amounts, low_level_training, ridge_bytes
 from braingen.diagnostics.resources import training_bytes
 from braingen.diagnostics.summary import Sizes
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
+from braingen.encoders.latent_encoder import LatentEncoder
+from braingen.encoders.ridge import fit_ridge
 from braingen.generation.accounting import (
     clip_working_bytes,
     tuning_bytes,
@@ -43,6 +46,8 @@ from braingen.training.encoder_setup import EncoderParts, build_embedding_decode
 from braingen.types import Conditioning, VoxelBatch
 
 SIDE, LATENT, RANK, SUBJECT = 512, 64, 16, 1
+IMAGES = 9000
+"""For training."""
 SIZES = Sizes({str(SUBJECT): VOXELS[SUBJECT]}, (1, 1280), (1, 1280), {"L": 768, "bigG": 1280}, ())
 """Of NSD's subject 1 and the published models."""
 
@@ -122,6 +127,43 @@ def training(given: Given) -> Stage:
         optimizer.step()
 
     return Stage(step, training_bytes(config, "image", SIZES)[0])
+
+
+def low_level(given: Given) -> Stage:
+    """Mean and spread of the latents of all images, then a step."""
+    config = load_config(
+        "nsd_subj01", {"run.device": given.device.type, "backbone.path": str(given.folder)}
+    )
+    side = latent_side(config, picture_side(config, config.low_level.resolution))
+    settings = config.low_level.model_dump(exclude={"resolution", "num_epochs"})
+    model = LatentEncoder({SUBJECT: VOXELS[SUBJECT]}, 4, side, **settings).to(given.device)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    # as they are kept: in half precision, in a file
+    table = np.lib.format.open_memmap(
+        given.folder / "latents.npy", "w+", np.float16, (IMAGES, 4, side, side)
+    )
+
+    def step() -> None:
+        model.set_scale(torch.from_numpy(table[np.arange(IMAGES)].astype(np.float32)))
+        voxels = torch.randn(config.training.batch_size, VOXELS[SUBJECT], device=given.device)
+        model(voxels, SUBJECT).square().mean().backward()
+        optimizer.step()
+
+    return Stage(step, low_level_training(config, SIZES, Amounts(IMAGES, 3 * IMAGES), 0).total)
+
+
+def ridge_regression(given: Given) -> Stage:
+    """What is largest in evaluation: ridge regression from all training trials, on the CPU."""
+    trials, voxels, width = 3 * IMAGES, VOXELS[SUBJECT], SIZES.image[0] * SIZES.image[1]
+
+    def step() -> None:
+        draws = np.random.default_rng(0)
+        responses = draws.standard_normal((trials, voxels), dtype=np.float32)
+        known = draws.standard_normal((IMAGES, width), dtype=np.float32)
+        row = np.arange(trials) % IMAGES
+        fit_ridge(responses, known[row], row)
+
+    return Stage(step, ridge_bytes(trials, IMAGES, voxels, width))
 
 
 def condition(unet: UNet2DConditionModel) -> Conditioning:
@@ -229,8 +271,10 @@ STAGES: dict[str, Callable[[Given], Stage]] = {
     "text targets": text_targets,
     "latents": latents,
     "training": training,
+    "train low_level": low_level,
     "generate": generate,
     "decode, then generate": generate_after_decoding,
     "refine": refine,
+    "evaluate, ridge regression": ridge_regression,
     "fine-tune": fine_tune,
 }
