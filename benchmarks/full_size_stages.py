@@ -144,7 +144,7 @@ def low_level(given: Given) -> Stage:
     )
 
     def step() -> None:
-        model.set_scale(torch.from_numpy(table[np.arange(IMAGES)].astype(np.float32)))
+        model.set_scale(table, np.arange(IMAGES))
         voxels = torch.randn(config.training.batch_size, VOXELS[SUBJECT], device=given.device)
         model(voxels, SUBJECT).square().mean().backward()
         optimizer.step()

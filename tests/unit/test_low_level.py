@@ -71,7 +71,7 @@ def test_the_map_of_features_is_scaled_up_to_the_latents(side, grid):
 
 def test_latents_are_those_of_the_mean_response_in_the_vaes_units():
     model = LatentEncoder({1: 10, 4: 6}, 4, 8, hidden_dim=8, features=4).eval()
-    model.set_scale(5 + 3 * torch.randn(50, 4, 8, 8))
+    model.set_scale(5 + 3 * np.random.randn(50, 4, 8, 8), np.arange(50))
     assert model.spread.item() == pytest.approx(3, rel=0.05)
     voxels_BRV = torch.randn(2, 3, 6)
     voxels_BRV[1, 2] = torch.nan  # a presentation that there was not
@@ -82,6 +82,18 @@ def test_latents_are_those_of_the_mean_response_in_the_vaes_units():
         expected = model(mean_BV, 4) * model.spread + model.mean_Chw
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(model.standardised(found), model(mean_BV, 4).detach())
+
+
+def test_mean_and_spread_are_those_of_the_training_images_together():
+    """More than are read at once, the last block smaller; others of the table have no part."""
+    table = (5 + 3 * np.random.randn(200, 4, 8, 8)).astype(np.float16)
+    rows = np.arange(1, 200, 2)
+    table[::2] = 1000
+    model = LatentEncoder({1: 10}, 4, 8, hidden_dim=8, features=4)
+    model.set_scale(table, rows)
+    used = torch.from_numpy(table[rows]).double()
+    torch.testing.assert_close(model.mean_Chw, used.mean(0).float())
+    assert model.spread.item() == pytest.approx((used - used.mean(0)).std().item(), rel=1e-6)
 
 
 @pytest.mark.slow
@@ -218,7 +230,7 @@ def with_low_level() -> BrainDecoder:
     decoder = decoder_of()
     torch.manual_seed(3)
     model = LatentEncoder(VOXELS, 4, 8, hidden_dim=8, features=4, n_blocks=1).eval()
-    model.set_scale(torch.randn(20, 4, 8, 8))
+    model.set_scale(np.random.randn(20, 4, 8, 8), np.arange(20))
     decoder.register_modules(brain_low_level=model)
     return decoder
 

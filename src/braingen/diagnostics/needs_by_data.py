@@ -72,7 +72,7 @@ def amounts_of(config: Config) -> Amounts:
 
 
 def low_level_training(config: Config, sizes: Sizes, amounts: Amounts, encoder: int) -> StageNeed:
-    """`train low_level`: a step, or before it the latents of all images for mean and spread."""
+    """`train low_level`: a step; latents are read from their table as they are used."""
     side = latent_side(config, picture_side(config, config.low_level.resolution))
     channels = int(vae_of(config)["latent_channels"])
     subjects = {int(subject): voxels for subject, voxels in sizes.subjects.items()}
@@ -86,13 +86,7 @@ def low_level_training(config: Config, sizes: Sizes, amounts: Amounts, encoder: 
         ]
         torch.cat(found).square().mean().backward()
     count = sum(p.numel() for p in model.parameters())
-    step = StageNeed("train low_level", {"low-level path": MOMENTS * count}, live.peak)
-    if device_of(config).type == "cuda":  # the latents stay on the CPU
-        return step
-    # the table in float32, and beside it its distance from the mean
-    table = 2 * 4 * len(subjects) * amounts.images * channels * side**2
-    before = StageNeed("train low_level", {"low-level path": 4 * count}, table)
-    return max(step, before, key=lambda each: each.total)
+    return StageNeed("train low_level", {"low-level path": MOMENTS * count}, live.peak)
 
 
 # --- encoding models ------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 
 from diffusers import ModelMixin
 from diffusers.configuration_utils import register_to_config
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +22,8 @@ from braingen.encoders.subject_layer import SubjectLayer, Subjects
 
 LEAST_GRID = 7
 """Least side of the map of features from which latents are computed (MindEye2: 7)."""
+AT_ONCE = 64
+"""Images whose latents are read together for mean and spread."""
 
 
 def grid_of(side: int) -> int:
@@ -87,10 +90,27 @@ class LatentEncoder(StoredModel, ModelMixin):
         """The low-level path."""
         return ModelKind("low-level path", type(self).__name__, dict(self.config.subjects), ())
 
-    def set_scale(self, latents_NChw: Tensor) -> None:
-        """Set mean and spread from the latents of the training images, once, before training."""
-        self.mean_Chw.copy_(latents_NChw.mean(0))
-        self.spread.fill_((latents_NChw - self.mean_Chw).std())
+    def set_scale(self, table_NChw: np.ndarray, rows_N: np.ndarray) -> None:
+        """Set mean and spread from the latents of the training images, once, before training.
+
+        Parameters
+        ----------
+        table_NChw : np.ndarray
+            Latents of images, N x C x h x w; may be mapped from a file, a block is read at a time.
+        rows_N : np.ndarray
+            Rows of the training images.
+        """
+        starts = range(0, len(rows_N), AT_ONCE)
+        blocks = [rows_N[start : start + AT_ONCE] for start in starts]
+        shape = table_NChw.shape[1:]
+        sum_Chw, squares = np.zeros(shape), 0.0
+        for block in blocks:
+            sum_Chw += table_NChw[block].sum(0, dtype=np.float64)
+        mean_Chw = sum_Chw / len(rows_N)
+        for block in blocks:
+            squares += float(np.square(table_NChw[block] - mean_Chw).sum())
+        self.mean_Chw.copy_(torch.from_numpy(mean_Chw))
+        self.spread.fill_((squares / (len(rows_N) * mean_Chw.size - 1)) ** 0.5)
 
     def standardised(self, latents_BChw: Tensor) -> Tensor:
         """Latents in the units of the model."""

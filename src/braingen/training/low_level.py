@@ -98,7 +98,7 @@ def setup(config: Config, rank: int = 0, world: int = 1) -> LowLevelParts:
         latents.shape[2],
         **config.low_level.model_dump(exclude={"resolution", "num_epochs"}),
     )
-    encoder.set_scale(torch.from_numpy(latents[trained_on].astype(np.float32)))
+    encoder.set_scale(latents, trained_on)
     return LowLevelParts(
         encoder,
         TrainBatches(
