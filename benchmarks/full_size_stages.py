@@ -18,12 +18,11 @@ from torch import Tensor
 from braingen.config import Config, load_config
 from braingen.data.nsd import VOXELS
 from braingen.diagnostics.needs import generating, latent_side, picture_side
-from braingen.diagnostics.needs_by_data import Amounts, low_level_training, ridge_bytes
+from braingen.diagnostics.needs_by_data import Amounts, low_level_training
 from braingen.diagnostics.resources import training_bytes
 from braingen.diagnostics.summary import Sizes
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.encoders.latent_encoder import LatentEncoder
-from braingen.encoders.ridge import fit_ridge
 from braingen.generation.accounting import (
     clip_working_bytes,
     tuning_bytes,
@@ -138,7 +137,7 @@ def low_level(given: Given) -> Stage:
     settings = config.low_level.model_dump(exclude={"resolution", "num_epochs"})
     model = LatentEncoder({SUBJECT: VOXELS[SUBJECT]}, 4, side, **settings).to(given.device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    # as they are kept: in half precision, in a file
+    # as they are kept: in half precision, in a file; written by nobody, it takes no place
     table = np.lib.format.open_memmap(
         given.folder / "latents.npy", "w+", np.float16, (IMAGES, 4, side, side)
     )
@@ -150,20 +149,6 @@ def low_level(given: Given) -> Stage:
         optimizer.step()
 
     return Stage(step, low_level_training(config, SIZES, Amounts(IMAGES, 3 * IMAGES), 0).total)
-
-
-def ridge_regression(given: Given) -> Stage:
-    """What is largest in evaluation: ridge regression from all training trials, on the CPU."""
-    trials, voxels, width = 3 * IMAGES, VOXELS[SUBJECT], SIZES.image[0] * SIZES.image[1]
-
-    def step() -> None:
-        draws = np.random.default_rng(0)
-        responses = draws.standard_normal((trials, voxels), dtype=np.float32)
-        known = draws.standard_normal((IMAGES, width), dtype=np.float32)
-        row = np.arange(trials) % IMAGES
-        fit_ridge(responses, known[row], row)
-
-    return Stage(step, ridge_bytes(trials, IMAGES, voxels, width))
 
 
 def condition(unet: UNet2DConditionModel) -> Conditioning:
@@ -275,6 +260,5 @@ STAGES: dict[str, Callable[[Given], Stage]] = {
     "generate": generate,
     "decode, then generate": generate_after_decoding,
     "refine": refine,
-    "evaluate, ridge regression": ridge_regression,
     "fine-tune": fine_tune,
 }
