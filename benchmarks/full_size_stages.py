@@ -137,7 +137,7 @@ def low_level(given: Given) -> Stage:
     settings = config.low_level.model_dump(exclude={"resolution", "num_epochs"})
     model = LatentEncoder({SUBJECT: VOXELS[SUBJECT]}, 4, side, **settings).to(given.device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    # as they are kept: in half precision, in a file; written by nobody, it takes no place
+    # as they are kept: in half precision, in a file (of zeros, which take no place on the disk)
     table = np.lib.format.open_memmap(
         given.folder / "latents.npy", "w+", np.float16, (IMAGES, 4, side, side)
     )
